@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Fixtures of the whole suite: a clean environment, the two stores, the world outside.
+
+FASTEN_TEST_POSTGRES_DSN names a server to use instead of a started one (its user
+may create databases); FASTEN_TEST_POSTGRES=wheel|system chooses which to start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, configuration
+from hypothesis import settings as hypothesis_settings
+
+from tests import outside, postgres
+
+_DSN: Final = pytest.StashKey[str | None]()
+_FOLDER: Final = pytest.StashKey[Path]()
+_KIND: Final = pytest.StashKey[str | None]()
+_SERVER: Final = pytest.StashKey[postgres.PostgresServer]()
+
+# Two shared cores: how long an example takes says nothing.
+hypothesis_settings.register_profile("default", deadline=None)
+hypothesis_settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# Tests run in folders of their own: examples that failed stay in the checkout.
+configuration.set_hypothesis_home_dir(outside.ROOT / ".hypothesis")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Read what the environment says of Postgres, before each test is cleaned of it.
+    """
+    hypothesis_settings.load_profile("ci" if outside.is_ci() else "default")
+    config.stash[_DSN] = os.environ.get("FASTEN_TEST_POSTGRES_DSN") or None
+    config.stash[_KIND] = os.environ.get("FASTEN_TEST_POSTGRES") or None
+    given = getattr(config, "workerinput", {}).get("postgres_folder")
+    config.stash[_FOLDER] = Path(given) if given else postgres.open_folder()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """
+    Tell an xdist worker which folder the workers' shared server has.
+    """
+    node.workerinput["postgres_folder"] = str(node.config.stash[_FOLDER])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """
+    End the shared server, from the process that outlives all workers.
+    """
+    if _FOLDER in config.stash and not hasattr(config, "workerinput"):
+        postgres.close_folder(config.stash[_FOLDER], config.stash.get(_SERVER, None))
+
+
+# --- around every test ------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("FASTEN_")]:
+        monkeypatch.delenv(name)
+    # Spools without a directory of their own go below the user's state: not here.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+# --- stores -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_dsn(tmp_path: Path) -> str:
+    """
+    Return the DSN of a SQLite file that does not exist yet.
+    """
+    return f"sqlite:///{tmp_path / 'audit.db'}"
+
+
+@pytest.fixture(scope="session")
+def postgres_admin_dsn(request: pytest.FixtureRequest) -> str:
+    """
+    Return a DSN of the session's server whose user may create databases.
+    """
+    config = request.config
+    if dsn := config.stash[_DSN]:
+        return dsn
+    try:
+        server = postgres.shared_server(config.stash[_FOLDER], config.stash[_KIND])
+    except postgres.PostgresMissing as missing:
+        outside.unavailable(str(missing))
+    config.stash[_SERVER] = server  # kept: it owns the process that it started
+    return server.dsn()
+
+
+@pytest.fixture(scope="session")
+def _database_names() -> Iterator[str]:
+    return (f"fasten_test_{os.getpid()}_{number}" for number in count(1))
+
+
+@pytest.fixture
+def postgres_dsn(
+    postgres_admin_dsn: str, _database_names: Iterator[str]
+) -> Iterator[str]:
+    """
+    Return the DSN of an empty Postgres database of this test's own.
+    """
+    name = next(_database_names)
+    with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield urlsplit(postgres_admin_dsn)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def _libpq(dsn: str) -> str:
+    # `?table=` is fasten's own, and libpq refuses it.
+    return urlsplit(dsn)._replace(query="").geturl()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_dsn(request: pytest.FixtureRequest) -> str:
+    """
+    Return the DSN of an empty store of this test's own, one kind after the other.
+    """
+    dsn: str = request.getfixturevalue(f"{request.param}_dsn")
+    return dsn
+
+
+@pytest.fixture
+def private_postgres(
+    request: pytest.FixtureRequest,
+) -> Iterator[postgres.PostgresServer]:
+    """
+    Return a running server of this test's own, to stop, kill, pause and restart.
+    """
+    try:
+        with postgres.private_server(request.config.stash[_KIND]) as server:
+            yield server
+    except postgres.PostgresMissing as missing:
+        outside.unavailable(str(missing))
+
+
+# --- the world outside ------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """
+    Return `outside.wait_until`: poll a predicate until it is true.
+    """
+    return outside.wait_until
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., Any]:
+    """
+    Return `outside.run_python`: run a snippet in a fresh interpreter.
+    """
+    return outside.run_python
+
+
+@pytest.fixture(scope="session")
+def require_binary() -> Callable[[str, str], str]:
+    """
+    Return `outside.require_binary`: find a program, or install it where we may.
+    """
+    return outside.require_binary

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+# Each target builds .venv by itself; a Python 3.11 and make are all it takes.
+SHELL := /bin/bash
+RUN := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-fleet test check format coverage faults bench bench-peers \
+	bench-plot clean
+
+help: ## Tell what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: .venv/.stamp ## Build the virtual environment
+
+.venv/.stamp: pyproject.toml
+	@.ci/venv .venv
+
+.venv-%/.stamp: pyproject.toml
+	@.ci/venv .venv-$* $*
+
+demo: venv ## Show fasten at work, in a minute
+	@$(RUN) examples/demo.py
+
+demo-fleet: venv ## Show it on several nodes over one Postgres
+	@$(RUN) examples/demo_fleet.py
+
+test: venv ## Run the tests on each Python there is (ARGS="tests/test_rows.py -x")
+	@.ci/test $(ARGS)
+
+check: venv ## Lint, format, types, docstrings, spelling
+	@.ci/check
+
+format: venv ## Put the sources in shape
+	@$(RUN) -m ruff check --fix --exit-zero --quiet .
+	@$(RUN) -m ruff format --quiet .
+
+coverage: venv ## Run the tests on one Python and report what they miss
+	@rm -f .coverage .coverage.*
+	@$(RUN) -m coverage run -m pytest $(ARGS)
+	@$(RUN) -m coverage combine --quiet
+	@$(RUN) -m coverage report
+
+faults: venv ## Try to break each promise, the long way
+	@$(RUN) -m tests.faults $(ARGS)
+
+bench: venv ## Measure against the targets of the README
+	@$(RUN) -m benchmarks $(ARGS)
+
+bench-peers: venv ## Measure beside other audit libraries
+	@$(RUN) -m benchmarks.peers $(ARGS)
+
+bench-plot: venv ## Draw the measurements
+	@$(RUN) -m benchmarks.plot $(ARGS)
+
+clean: ## Remove what was built
+	rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ may create databases); FASTEN_TEST_POSTGRES=wheel|system chooses which to start.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -80,6 +81,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_engine_is_left() -> Iterator[None]:
+    yield
+    _end_default_engine()
+
+
+def _end_default_engine() -> None:
+    # Looked up, not imported: a test of one module shall load that module only.
+    engine = sys.modules.get("fasten.engine")
+    if engine is not None and (left := engine.install(None)) is not None:
+        left.close()
+
+
 # --- stores -----------------------------------------------------------------------
 
 
@@ -123,6 +137,7 @@ def postgres_dsn(
     with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     yield urlsplit(postgres_admin_dsn)._replace(path=f"/{name}").geturl()
+    _end_default_engine()  # which would try to reach the store that goes now
     with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
         admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 

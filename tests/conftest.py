@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 import pytest
@@ -112,7 +112,10 @@ def postgres_admin_dsn(request: pytest.FixtureRequest) -> str:
     """
     config = request.config
     if dsn := config.stash[_DSN]:
-        return dsn
+        # `?table=` is fasten's own, and libpq refuses it.
+        parts = urlsplit(dsn)
+        options = [pair for pair in parse_qsl(parts.query) if pair[0] != "table"]
+        return parts._replace(query=urlencode(options)).geturl()
     try:
         server = postgres.shared_server(config.stash[_FOLDER], config.stash[_KIND])
     except postgres.PostgresMissing as missing:
@@ -134,17 +137,12 @@ def postgres_dsn(
     Return the DSN of an empty Postgres database of this test's own.
     """
     name = next(_database_names)
-    with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
+    with psycopg.connect(postgres_admin_dsn, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     yield urlsplit(postgres_admin_dsn)._replace(path=f"/{name}").geturl()
     _end_default_engine()  # which would try to reach the store that goes now
-    with psycopg.connect(_libpq(postgres_admin_dsn), autocommit=True) as admin:
+    with psycopg.connect(postgres_admin_dsn, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-
-def _libpq(dsn: str) -> str:
-    # `?table=` is fasten's own, and libpq refuses it.
-    return urlsplit(dsn)._replace(query="").geturl()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Collects ratios and prints them as one table, with what must hold and the goal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.reference import median
+from tests.postgres import private_server
+
+# Row of performance.md: (figure, must, goal); a figure ends in what is better.
+TARGETS: dict[str, tuple[str, float, float, str]] = {
+    "1": ("emit p50, tight loop / S", 0.9, 0.6, "<="),
+    "2": ("emit p50 without detail / S", 0.3, 0.17, "<="),
+    "3": ("emit p50 at 500/s / S", 1.1, 0.7, "<="),
+    "4": ("emit p99 at 500/s / p99 of S", 1.2, 0.8, "<="),
+    "5": ("what crash safety adds / S", 0.25, 0.1, "<="),
+    "6": ("acked rows found after kill -9", 1.0, 1.0, ">="),
+    "7a": ("durable rows/s SQLite, one producer / Q", 0.5, 0.7, ">="),
+    "7b": ("drain of a backlog, SQLite / Q", 0.75, 0.95, ">="),
+    "8": ("durable rows/s Postgres, one producer / P", 0.45, 0.75, ">="),
+    "9": ("row 7b at 600 k rows", 0.7, 0.9, ">="),
+    "10": ("added p99 of a handler beside a drain, ms", 1.5, 0.6, "<="),
+    "11": ("emit to committed when idle, ms", 20.0, 5.0, "<="),
+    "12": ("4 threads: emits/s / rate of S on one", 0.6, 1.0, ">="),
+    "13": ("bytes per row in SQLite / its JSON", 1.4, 1.2, "<="),
+    "14": ("request_id query at 1 M rows / raw", 4.0, 2.5, "<="),
+    "15": ("both middlewares per request / S", 4.0, 2.0, "<="),
+    "16": ("import fasten / import structlog", 1.6, 1.4, "<="),
+    "17": ("keyset page 10,000 / page 1", 2.0, 1.2, "<="),
+}
+
+_figures: dict[str, list[float]] = {}
+
+
+@pytest.fixture
+def figure() -> Callable[..., None]:
+    """
+    Record the ratios of one row of the table, one a round.
+    """
+
+    def record(row: str, *ratios: float) -> None:
+        _figures.setdefault(row, []).extend(ratios)
+
+    return record
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FASTEN_") and not name.startswith("FASTEN_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def durable_postgres() -> Iterator[str]:
+    """
+    Return the DSN of a server with the settings of production: fsync on.
+    """
+    with private_server(settings=("shared_buffers=128MB",)) as server:
+        yield server.dsn()
+
+
+def _verdict(row: str, value: float) -> str:
+    _, must, goal, sense = TARGETS[row]
+    good = (lambda a, b: a <= b) if sense == "<=" else (lambda a, b: a >= b)
+    return "goal" if good(value, goal) else "must" if good(value, must) else "MISSED"
+
+
+def _lines() -> list[dict[str, Any]]:
+    order = list(TARGETS)
+    lines = []
+    for row in sorted(_figures, key=order.index):
+        values = _figures[row]
+        name, must, goal, sense = TARGETS[row]
+        value = median(values)
+        lines.append(
+            {
+                "row": row,
+                "figure": name,
+                "value": round(value, 3),
+                "low": round(min(values), 3),
+                "high": round(max(values), 3),
+                "must": f"{sense} {must:g}",
+                "goal": f"{sense} {goal:g}",
+                "holds": _verdict(row, value),
+            }
+        )
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """
+    Print the table, and write it as JSON to benchmarks/results.json.
+    """
+    lines = _lines()
+    if not lines:
+        return
+    write = terminalreporter.write_line
+    write("")
+    write(f"{'':4}{'figure':44}{'median':>9}{'min':>9}{'max':>9}  {'must':9}{'goal':9}holds")
+    for line in lines:
+        write(
+            f"{line['row']:4}{line['figure']:44}{line['value']:>9}{line['low']:>9}"
+            f"{line['high']:>9}  {line['must']:9}{line['goal']:9}{line['holds']}"
+        )
+    machine = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = Path(__file__).with_name("results.json")
+    path.write_text(json.dumps({"machine": machine, "rows": lines}, indent=1) + "\n")
+    write(f"written to {path.name}: ratios of one run on {os.cpu_count()} cores")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+fasten: who changed what, when, and what happened next - one query.
+
+`init()` once, then `emit()` typed audit rows and `log` structured lines; shims
+carry one request id across every transport.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fasten import codes, context
+from fasten.context import (
+    Context,
+    ContextThreadPoolExecutor,
+    add_source,
+    bind,
+    carry,
+    current,
+    current_request_id,
+    identify,
+    mint_request_id,
+    with_request_id,
+)
+from fasten.engine import (
+    Engine,
+    aemit,
+    aflush,
+    aquery,
+    close,
+    emit,
+    flush,
+    health,
+    init,
+    query,
+    record_api,
+    stats,
+    trail,
+)
+from fasten.errors import (
+    AuditStoreError,
+    CodeConflict,
+    FastenError,
+    InvalidAnchor,
+    InvalidCodes,
+    InvalidQuery,
+    MissingExtra,
+    NotInitialized,
+    NotInScope,
+    QueueFull,
+    SettingsError,
+    UnknownCode,
+)
+from fasten.processors import log
+from fasten.rows import ApiRow, AuditRow, Page, SysRow
+
+if TYPE_CHECKING:
+    from fasten import processors, reader, shim, testing
+
+__all__ = [
+    "ApiRow",
+    "AuditRow",
+    "AuditStoreError",
+    "CodeConflict",
+    "Context",
+    "ContextThreadPoolExecutor",
+    "Engine",
+    "FastenError",
+    "InvalidAnchor",
+    "InvalidCodes",
+    "InvalidQuery",
+    "MissingExtra",
+    "NotInScope",
+    "NotInitialized",
+    "Page",
+    "QueueFull",
+    "SettingsError",
+    "SysRow",
+    "UnknownCode",
+    "add_source",
+    "aemit",
+    "aflush",
+    "aquery",
+    "bind",
+    "carry",
+    "close",
+    "codes",
+    "context",
+    "current",
+    "current_request_id",
+    "emit",
+    "flush",
+    "health",
+    "identify",
+    "init",
+    "log",
+    "mint_request_id",
+    "processors",
+    "query",
+    "reader",
+    "record_api",
+    "shim",
+    "stats",
+    "testing",
+    "trail",
+    "with_request_id",
+]
+
+# Faces are loaded when they are named: a service that only emits pays for none.
+_FACES = ("processors", "reader", "shim", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FACES:
+        return import_module(f"fasten.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fasten")
+    raise AttributeError(f"module 'fasten' has no attribute {name!r}")

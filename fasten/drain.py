@@ -1,0 +1,617 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The drainer: one daemon thread that delivers what callers have queued.
+
+It knows callables only. Where rows wait lives in `spool` and `streams`, where they
+go in `repository`; what a failure means is told by the lane's *classify*.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import attrs
+
+__all__ = ["Backoff", "Batch", "Drainer", "Fault", "Lane", "Source", "Ticket", "Watchdog"]
+
+logger = logging.getLogger("fasten")
+
+BATCH_ROWS: Final = 500
+LINGER_S: Final = 0.002
+
+
+class Batch(Protocol):
+    """
+    Rows in order of their index; every index up to *last* is accounted for.
+    """
+
+    @property
+    def rows(self) -> list[tuple[int, Any]]:
+        """
+        Return (index, row) pairs, ascending.
+        """
+
+    @property
+    def last(self) -> int:
+        """
+        Return the highest index that this batch settles.
+        """
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """
+        Return the inclusive ranges that were journalled and cannot be found.
+        """
+
+
+class Source(Protocol):
+    """
+    Where a lane's rows wait: a spool, a memory queue, a dead process's journal.
+    """
+
+    def take(self, limit: int) -> Batch | None:
+        """
+        Return up to *limit* rows that follow those taken before, or None.
+        """
+
+    def ack(self, index: int) -> None:
+        """
+        Note that everything up to *index* is delivered.
+        """
+
+    @property
+    def depth(self) -> int:
+        """
+        Return how many rows wait.
+        """
+
+
+class Fault(NamedTuple):
+    """
+    What a failed delivery means, and what an operator should do about it.
+
+    *kind* `transient` is retried for ever, `row` is narrowed down to the one row
+    and set aside, `setup` keeps everything and waits for a person.
+    """
+
+    kind: Literal["transient", "row", "setup"]
+    message: str
+    is_ambiguous: bool = False
+
+
+class Rows(NamedTuple):
+    """
+    A part of a batch: what the drainer makes when it narrows a row fault down.
+    """
+
+    rows: list[tuple[int, Any]]
+    last: int
+    missing: list[tuple[int, int]]
+
+
+class Backoff:
+    """
+    Delays that double from *first_s* to *most_s*, each with jitter.
+
+    Full jitter would retry at once now and then; half keeps a floor under it. See
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
+    """
+
+    def __init__(
+        self,
+        first_s: float = 0.05,
+        most_s: float = 5.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._first_s, self._most_s, self._jitter = first_s, most_s, jitter
+        self._attempt = 0
+
+    def reset(self) -> None:
+        """
+        Start again from the first delay.
+        """
+        self._attempt = 0
+
+    def next_s(self) -> float:
+        """
+        Return the seconds to wait before the next attempt.
+        """
+        ceiling = min(self._most_s, self._first_s * 2.0 ** min(self._attempt, 30))
+        self._attempt += 1
+        return ceiling * (0.5 + self._jitter() / 2)
+
+
+class Ticket:
+    """
+    One row whose caller waits for the store's answer.
+
+    Built on a bare lock: the caller may sit in a place where Event hangs.
+    """
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+        self.fault: Fault | None = None
+        self._state = "waiting"
+        self._guard = threading.Lock()
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def claim(self) -> bool:
+        """
+        Take the ticket into a batch; false when its caller has withdrawn it.
+        """
+        with self._guard:
+            if self._state != "waiting":
+                return False
+            self._state = "claimed"
+            return True
+
+    def withdraw(self) -> bool:
+        """
+        Give up on the ticket; false when it is already in a batch.
+        """
+        with self._guard:
+            if self._state != "waiting":
+                return False
+            self._state = "withdrawn"
+            return True
+
+    def answer(self, fault: Fault | None) -> None:
+        """
+        Tell the caller that the row is stored (None) or what went wrong.
+        """
+        with self._guard:
+            if self._state != "claimed":
+                return
+            self._state, self.fault = "answered", fault
+        self._answered.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """
+        Wait for the answer; true when there is one.
+        """
+        return self._answered.acquire(timeout=timeout_s)
+
+
+@attrs.define
+class Lane:
+    """
+    One way from a source to a store, with the state of its deliveries.
+
+    *deliver* stores a batch in one transaction, or raises; *settled* is called
+    after the source was told; *quarantine* puts one poison row aside for good;
+    *lost* records index ranges that cannot be found any more.
+    """
+
+    name: str
+    source: Source
+    deliver: Callable[[Batch], Any]
+    classify: Callable[[BaseException], Fault]
+    settled: Callable[[Any], None] = lambda _result: None
+    quarantine: Callable[[tuple[int, Any], Fault], None] = lambda _row, _fault: None
+    deliver_ticket: Callable[[Sequence[Any]], Any] | None = None
+    tickets: deque[Ticket] = attrs.field(factory=deque)
+    backoff: Backoff = attrs.field(factory=Backoff)
+    fault: Fault | None = None
+    fault_since: float = 0.0
+    busy_since: float | None = None
+    retry_at: float = 0.0
+    retried: int = 0
+    delivered: int = 0
+    quarantined: int = 0
+    pending: deque[Batch] = attrs.field(factory=deque)
+
+    @property
+    def has_work(self) -> bool:
+        """
+        Tell whether anything waits here.
+        """
+        return bool(self.pending or self.tickets or self.source.depth)
+
+
+class Watchdog:
+    """
+    Call *abort* when a guarded call runs past its deadline.
+
+    A stopped server answers nothing: no timeout that the server itself enforces
+    comes back, so the socket has to be shut from here.
+    """
+
+    def __init__(self, abort: Callable[[], None], deadline_s: float) -> None:
+        self._abort, self._deadline_s = abort, deadline_s
+        self._condition = threading.Condition(threading.Lock())
+        self._expires: float | None = None
+        self._thread: threading.Thread | None = None
+        self.fired = 0
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """
+        Watch the calls inside the with-statement.
+        """
+        self._set(time.monotonic() + self._deadline_s)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def _set(self, expires: float | None) -> None:
+        with self._condition:
+            asleep = self._expires is None
+            self._expires = expires
+            if self._thread is None and expires is not None:
+                self._start()
+            elif asleep and expires is not None:
+                self._condition.notify()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="fasten-watchdog", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is going down: nobody to watch for
+            return
+        self._thread = thread
+
+    def _run(self) -> None:
+        with self._condition:
+            while True:
+                expires = self._expires
+                left = None if expires is None else expires - time.monotonic()
+                if left is None or left > 0:
+                    self._condition.wait(left)
+                    continue
+                self._expires = None
+                self.fired += 1
+                self._abort()
+
+
+class Drainer:
+    """
+    Deliver the rows of some lanes, in order, from one daemon thread.
+
+    Nothing starts before the first `wake()`. *suppress* is entered for the life of
+    the thread, so that what the stores log does not come back as new rows.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        name: str = "fasten-drain",
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        suppress: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        linger_s: float = LINGER_S,
+        batch_rows: int = BATCH_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+        idle: Callable[[], None] = lambda: None,
+        idle_s: float = 30.0,
+    ) -> None:
+        self.lanes = list(lanes)
+        self.name = name
+        self.guard, self._suppress = guard, suppress
+        self._linger_s, self._batch_rows = linger_s, batch_rows
+        self._clock = clock
+        self._idle, self._idle_s = idle, idle_s
+        self._chores: list[_Chore] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self.is_asleep = False
+        self.is_running = False
+        self._starting = threading.Lock()
+        self._ended = threading.Lock()
+        self._thread_id = 0
+        self._is_closing = False
+        # Guards the deliveries: close() drains in its caller's thread where no
+        # thread could start, and never beside a running one.
+        self._delivering = threading.Lock()
+        self._progress = threading.Condition(threading.Lock())
+
+    def every(self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0) -> None:
+        """
+        Run *chore* in the thread, *first_s* from now and then each *interval_s*.
+        """
+        self._chores.append(_Chore(chore, interval_s, self._clock() + first_s))
+
+    # -- callers' threads ---------------------------------------------------------
+
+    def wake(self) -> None:
+        """
+        Make sure that the thread runs and looks for rows.
+
+        Safe in signal handlers and `__del__`: no Event, no Condition.
+        """
+        if not self.is_running:
+            self.start()
+        if self.is_asleep:
+            self.is_asleep = False
+            self._wakes.put(None)
+
+    def start(self) -> None:
+        """
+        Start the thread, unless it runs, is being started, or cannot start.
+        """
+        if not self._starting.acquire(blocking=False):
+            return  # another thread is at it, or this one was re-entered
+        try:
+            if not self.is_running and not self._is_closing:
+                self._ended.acquire(blocking=False)
+                self.is_running = True
+                # Not threading.Thread: its start() takes locks that a signal handler
+                # may have interrupted, and would wait for ever.
+                start_new_thread(self._run, ())
+        except RuntimeError:
+            # No thread can start (interpreter exit): close() drains inline.
+            self.is_running = False
+        finally:
+            self._starting.release()
+
+    def submit(self, lane: Lane, ticket: Ticket) -> None:
+        """
+        Hand in a row whose caller waits.
+        """
+        lane.tickets.append(ticket)
+        self.wake()
+
+    def wait_for(self, is_done: Callable[[], bool], timeout_s: float) -> bool:
+        """
+        Wait until *is_done*, looked at after each delivery.
+        """
+        deadline = self._clock() + timeout_s
+        self.wake()
+        with self._progress:
+            while not is_done():
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                # The cap covers a thread that died or never started.
+                self._progress.wait(min(left, 0.2))
+        return True
+
+    def close(self, timeout_s: float) -> bool:
+        """
+        Deliver what waits within *timeout_s*, then stop; true when all is out.
+
+        Never delivers beside a thread that hangs in a call: then rows stay.
+        """
+        deadline = self._clock() + timeout_s
+        self._is_closing = True
+        if self.is_running and self._thread_id != threading.get_ident():
+            self.is_asleep = False
+            self._wakes.put(None)
+            if self._ended.acquire(timeout=max(0.0, deadline - self._clock())):
+                self._ended.release()
+        if not self.is_running:
+            self._drain_inline(deadline)
+        return not any(lane.has_work for lane in self.lanes)
+
+    def _drain_inline(self, deadline: float) -> None:
+        if not any(lane.has_work for lane in self.lanes):
+            return
+        with self._suppress():
+            while self._clock() < deadline:
+                if not any([self._serve(lane) for lane in self.lanes]):
+                    return
+
+    def after_fork_in_child(self) -> None:
+        """
+        Forget the parent's thread, tickets and batches.
+        """
+        for lane in self.lanes:
+            lane.pending.clear()
+            lane.tickets.clear()
+            lane.fault = None
+        self._reset()
+
+    # -- the thread ---------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._thread_id = threading.get_ident()
+        threading.current_thread().name = self.name
+        try:
+            with self._suppress():
+                self._loop()
+        finally:
+            self.is_running = False
+            self._ended.release()
+
+    def _loop(self) -> None:
+        busy_at = self._clock()
+        while True:
+            worked = any([self._serve(lane) for lane in self.lanes])
+            self._run_chores()
+            now = self._clock()
+            if worked:
+                busy_at = now
+            elif self._is_closing:
+                return
+            elif now - busy_at >= self._idle_s:
+                self._safely(self._idle)
+                busy_at = now
+            else:
+                self._sleep(busy_at + self._idle_s - now)
+
+    def _serve(self, lane: Lane) -> bool:
+        """
+        Make one attempt at the lane's next batch and tickets; true on progress.
+        """
+        try:
+            with self._delivering:
+                worked = self._serve_batch(lane) if self._is_due(lane) else False
+                return self._serve_tickets(lane) or worked
+        except Exception as error:  # a thread's top: report, go on, lose nothing
+            self._note(lane, Fault("transient", f"{type(error).__name__} in the drainer"))
+            logger.debug("fasten %s: drainer error", lane.name, exc_info=True)
+            return False
+
+    def _is_due(self, lane: Lane) -> bool:
+        return self._is_closing or lane.fault is None or self._clock() >= lane.retry_at
+
+    def _serve_batch(self, lane: Lane) -> bool:
+        batch = lane.pending[0] if lane.pending else self._next_batch(lane)
+        if batch is None:
+            return False
+        if not lane.pending:
+            lane.pending.append(batch)
+        lane.busy_since = self._clock()
+        try:
+            with self.guard():
+                result = lane.deliver(batch)
+        except Exception as error:  # the store's: classified, never let out
+            return self._failed(lane, batch, lane.classify(error))
+        finally:
+            lane.busy_since = None
+        lane.pending.popleft()
+        self._settle(lane, batch, result)
+        return True
+
+    def _next_batch(self, lane: Lane) -> Batch | None:
+        depth = lane.source.depth
+        if depth and depth < self._batch_rows and not self._is_closing:
+            # A full batch costs the store far less than the same rows in ten.
+            time.sleep(self._linger_s)
+        return lane.source.take(self._batch_rows)
+
+    def _settle(self, lane: Lane, batch: Batch, result: Any) -> None:
+        lane.source.ack(batch.last)
+        lane.delivered += len(batch.rows)
+        self._recovered(lane)
+        with self._progress:
+            self._progress.notify_all()
+        self._safely(lambda: lane.settled(result))
+
+    def _failed(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
+        if fault.kind == "row":
+            self._narrow(lane, batch, fault)
+            return True
+        lane.retried += 1
+        self._note(lane, fault)
+        lane.retry_at = self._clock() + lane.backoff.next_s()
+        return False
+
+    def _narrow(self, lane: Lane, batch: Batch, fault: Fault) -> None:
+        """
+        Halve the batch until the poison row stands alone, then set it aside.
+        """
+        lane.pending.popleft()
+        rows = batch.rows
+        if len(rows) > 1:
+            half = len(rows) // 2
+            lane.pending.extendleft(
+                [
+                    Rows(rows[half:], batch.last, []),
+                    Rows(rows[:half], rows[half][0] - 1, batch.missing),
+                ]
+            )
+            return
+        for row in rows:
+            lane.quarantine(row, fault)
+            lane.quarantined += 1
+        lane.pending.appendleft(Rows([], batch.last, batch.missing))
+
+    def _serve_tickets(self, lane: Lane) -> bool:
+        claimed = []
+        while lane.tickets and len(claimed) < self._batch_rows:
+            ticket = lane.tickets.popleft()
+            if ticket.claim():
+                claimed.append(ticket)
+        if not claimed or lane.deliver_ticket is None:
+            return False
+        self._deliver_tickets(lane, lane.deliver_ticket, claimed)
+        return True
+
+    def _deliver_tickets(
+        self, lane: Lane, deliver: Callable[[Sequence[Any]], Any], claimed: list[Ticket]
+    ) -> None:
+        try:
+            with self.guard():
+                result = deliver([ticket.row for ticket in claimed])
+        except Exception as error:  # answered to whoever waits
+            fault = lane.classify(error)
+            if fault.kind == "row" and len(claimed) > 1:
+                for ticket in claimed:  # one caller's bad row is not another's
+                    self._deliver_tickets(lane, deliver, [ticket])
+                return
+            if fault.kind != "row":
+                self._note(lane, fault)
+            self._answer(claimed, fault)
+            return
+        self._recovered(lane)
+        self._answer(claimed, None)
+        self._safely(lambda: lane.settled(result))
+
+    @staticmethod
+    def _answer(tickets: list[Ticket], fault: Fault | None) -> None:
+        for ticket in tickets:
+            ticket.answer(fault)
+
+    def _note(self, lane: Lane, fault: Fault) -> None:
+        """
+        Log a change of state, once, whatever the number of attempts.
+        """
+        known = lane.fault
+        lane.fault = fault
+        if known is None:
+            lane.fault_since = self._clock()
+        if known is None or known.message != fault.message:
+            logger.warning("fasten %s: %s; rows are kept and retried", lane.name, fault.message)
+
+    def _recovered(self, lane: Lane) -> None:
+        lane.backoff.reset()
+        if lane.fault is not None:
+            lane.fault = None
+            logger.warning("fasten %s: delivering again", lane.name)
+
+    def _sleep(self, longest_s: float) -> None:
+        """
+        Wait for a wake, a retry or a chore; never longer than *longest_s*.
+        """
+        now = self._clock()
+        dues = [lane.retry_at for lane in self.lanes if lane.fault is not None and lane.has_work]
+        dues += [chore.due for chore in self._chores]
+        wait = max(0.0, min([longest_s, *(due - now for due in dues)]))
+        self.is_asleep = True
+        # Rows may have come between the last look and the flag: look once more.
+        if self._has_ready_work():
+            self.is_asleep = False
+            return
+        try:
+            self._wakes.get(timeout=wait)
+        except Empty:
+            pass
+        self.is_asleep = False
+
+    def _has_ready_work(self) -> bool:
+        if self._is_closing:
+            return True
+        return any(lane.has_work and (lane.fault is None or lane.tickets) for lane in self.lanes)
+
+    def _run_chores(self) -> None:
+        now = self._clock()
+        for chore in self._chores:
+            if chore.due <= now and not self._is_closing:
+                chore.due = now + chore.interval_s
+                self._safely(chore.run)
+
+    def _safely(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except Exception:  # a thread's top: a chore must not stop deliveries
+            logger.debug("fasten: a background chore failed", exc_info=True)
+
+
+@attrs.define
+class _Chore:
+    run: Callable[[], None]
+    interval_s: float
+    due: float

@@ -1,0 +1,1431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The engine: takes rows from callers, and sees to it that they are stored.
+
+Instance first: `Engine` is a plain object whose clock, ids and settings are given
+to it. The module's functions delegate to the default one, which `init()` makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from uuid import UUID
+
+import attrs
+
+from fasten import codes, context, processors, spool
+from fasten.codes import ActorKind, Method, Outcome, Registry, Severity
+from fasten.context import is_suppressed, snapshot, suppressed
+from fasten.drain import Batch, Drainer, Fault, Lane, Ticket, Watchdog
+from fasten.errors import (
+    AuditStoreError,
+    FastenError,
+    InvalidAnchor,
+    InvalidQuery,
+    NotInitialized,
+    QueueFull,
+    SettingsError,
+    UnknownCode,
+)
+from fasten.redact import Redactor
+from fasten.rows import (
+    AUDIT_COLUMNS,
+    WIRE_VERSION,
+    Page,
+    Pending,
+    Query,
+    UlidMinter,
+    format_timestamp,
+    quote,
+)
+from fasten.settings import Dsn, Settings, parse_dsn
+from fasten.streams import BoundedQueue, LineWriter, Ring, Stream
+
+if TYPE_CHECKING:
+    from fasten.repository import AuditRepository, Database, StreamRepository, Writer
+
+__all__ = [
+    "Engine",
+    "Queue",
+    "aemit",
+    "aflush",
+    "aquery",
+    "close",
+    "default",
+    "emit",
+    "flush",
+    "health",
+    "init",
+    "query",
+    "record_api",
+    "stats",
+    "trail",
+]
+
+logger = logging.getLogger("fasten")
+
+WATCHDOG_S: Final = 12.0
+TICKET_S: Final = 5.0
+ADOPT_S: Final = 30.0
+IDLE_S: Final = 30.0
+EXIT_S: Final = 2.0
+PAUSE_S: Final = 0.00005
+
+
+class Queue(Protocol):
+    """
+    What `emit` hands rows to: the spool, or a test's trail.
+    """
+
+    def append(self, payload: bytes, row: tuple[Any, ...]) -> int:
+        """
+        Take a row; return its index, 0 when there is no room.
+        """
+
+
+# One table per anchor: enum member or string in, plain string out. A plain string is
+# what drivers bind fastest, and a StrEnum member hashes as its value.
+_OUTCOMES: Final = {o.value: o.value for o in Outcome}
+_SEVERITIES: Final = {s.value: s.value for s in Severity}
+_METHODS: Final = {m.value: m.value for m in Method}
+_KINDS: Final = {k.value: k.value for k in ActorKind} | {"schedule": "scheduler"}
+
+
+class Engine:
+    """
+    One running fasten: a spool, its drainer, three streams.
+
+    *queue* replaces spool and stores altogether: what `testing.capture` uses.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry = codes.registry,
+        clock_ns: Callable[[], int] = time.time_ns,
+        mint: Callable[[int], str] | None = None,
+        queue: Queue | None = None,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self._clock_ns = clock_ns
+        self._ulids = UlidMinter()
+        self._mint: Callable[[int], str] = mint or self._ulids
+        self._redactor = Redactor(
+            settings.redact_keys, settings.redact_replacement, settings.max_detail_bytes
+        )
+        self._is_closed = False
+        self._exits = False
+        self.mistakes = 0
+        self.lines = LineWriter() if settings.stdout else None
+        self.delivery = None if queue is not None else Delivery(self)
+        self._queue: Queue = queue or self.delivery.spool  # type: ignore[union-attr]
+        self._drainer = self.delivery.drainer if self.delivery else None
+        self._raises = settings.audit_store_failure_strategy == "raise"
+        self.audit_ring = Ring(settings.queue_capacity)
+        self.sys = self._stream("sys", settings.sys_ring_size)
+        self.api = self._stream("api", settings.api_ring_size)
+
+    # -- audit ----------------------------------------------------------------------
+
+    # The hot path: one function, written out. What it calls is measured in
+    # benchmarks/; a helper more costs a tenth of it.
+    def emit(  # noqa: PLR0913, PLR0917  (the 5 Ws + H are that many)
+        self,
+        code: str,
+        target: str | int | UUID,
+        *,
+        actor: str | int | UUID | None = None,
+        actor_kind: str | None = None,
+        outcome: str = "success",
+        method: str | None = None,
+        severity: str | None = None,
+        detail: Any = None,
+        tenant_id: str | None = None,
+        on_behalf_of: str | None = None,
+        reason: str | None = None,
+        client: str | None = None,
+        connection: Any = None,
+    ) -> str:
+        """
+        Record that *actor* did *code* to *target*; return the row's id.
+
+        The ambient context fills what is not given. Writes to the spool only: no
+        network, no database, but for codes with `on_failure: raise`.
+
+        Raises:
+            UnknownCode: nothing registered *code*.
+            InvalidAnchor: an anchor is missing, or of the wrong kind.
+            NotInitialized: the engine is closed.
+            AuditStoreError: the row had to be stored at once, and was not.
+        """
+        try:
+            entry = self.registry.entries.get(code)
+            if entry is None or entry.reserved:
+                entry = self._entry(code)
+            if self._is_closed:
+                self._refuse_closed()
+            (rid, who, kind, tenant, how, origin, behalf, trace, span) = snapshot()
+            anchor = self._redactor.anchor
+            if type(target) is not str or not target:
+                target = _spell("target", target)
+            if actor is not None:
+                if type(actor) is not str or not actor:
+                    actor = _spell("actor", actor)
+                who, kind = actor, "system" if actor == "system" else "user"
+            if actor_kind is not None:
+                kind = _choose("actor_kind", actor_kind, _KINDS)
+            if outcome != "success":
+                outcome = _choose("outcome", outcome, _OUTCOMES)
+            if method is not None:
+                how = method
+            how = "sdk" if how is None else _choose("method", how, _METHODS)
+            level = entry.severity
+            if severity is not None:
+                level = _choose("severity", severity, _SEVERITIES)
+            if tenant_id is not None:
+                tenant = _spell("tenant_id", tenant_id)
+            if on_behalf_of is not None:
+                behalf = _spell("on_behalf_of", on_behalf_of)
+            if client is not None:
+                origin = _spell("client", client)
+            if reason is not None:
+                reason = anchor(_spell("reason", reason))
+        except FastenError as error:
+            if self.settings.strict or self._is_closed:
+                raise
+            return self._emit_leniently(
+                error, code, target, actor, detail, reason, outcome, method
+            )
+        ns = self._clock_ns()
+        id_ = self._mint(ns)
+        # fmt: off
+        row = (
+            id_, ns // 1000, entry.code, entry.action, level, entry.category,
+            entry.domain, entry.retention_class, outcome, anchor(who), kind,
+            None if behalf is None else anchor(behalf),
+            None if tenant is None else anchor(tenant),
+            None if origin is None else anchor(origin),
+            anchor(target), how, reason, rid, trace, span,
+            "{}" if detail is None else self._redactor.encode(detail),
+        )
+        # fmt: on
+        if connection is not None or self._raises or entry.on_failure == "raise":
+            return self._store_now(row, connection)
+        self._enqueue(row)
+        return id_
+
+    def _enqueue(self, row: tuple[Any, ...]) -> None:
+        # fmt: off
+        (id_, us, code, action, level, category, domain, class_, outcome, who, kind,
+         behalf, tenant, origin, target, how, reason, rid, trace, span, detail) = row
+        # What spool.pack(row) gives, without its loop: a test holds them equal.
+        payload = (
+            f"{id_}\0{us}\0{code}\0{action}\0{level}\0{category}\0{domain}\0{class_}\0"
+            f"{outcome}\0{who}\0{kind}\0{behalf or ''}\0{tenant or ''}\0{origin or ''}\0"
+            f"{target}\0{how}\0{reason or ''}\0{rid}\0{trace or ''}\0{span or ''}\0{detail}"
+        ).encode()
+        # fmt: on
+        if not self._queue.append(payload, row):
+            self._overflow(payload, row)
+        drainer = self._drainer
+        if drainer is not None and (drainer.is_asleep or not drainer.is_running):
+            drainer.wake()
+
+    def _entry(self, code: object) -> Any:
+        """
+        Return what a caller may emit under *code*, or say why not.
+        """
+        entry = self.registry.entries.get(code) if isinstance(code, str) else None
+        if entry is None:
+            raise self.registry.unknown(code)
+        if entry.domain == "fasten":
+            raise UnknownCode(
+                f"{entry.code} is fasten's own and cannot be emitted; register a code "
+                "of your own for what happened"
+            )
+        return entry
+
+    def _emit_leniently(
+        self,
+        error: FastenError,
+        code: object,
+        target: object,
+        actor: object,
+        detail: object,
+        *texts: object,
+    ) -> str:
+        """
+        Store a caller's mistake as a marked row: FASTEN_STRICT is off.
+        """
+        self.mistakes += 1
+        name = code if isinstance(code, str) and codes.is_code(code) else "INVALID_CODE"
+        entry = self.registry.entries.get(name) or codes.entry_for(name)
+        rid, who, kind, tenant, _, origin, behalf, trace, span = snapshot()
+        anchor = self._redactor.anchor
+        ns = self._clock_ns()
+        id_ = self._mint(ns)
+        marked = {"_mistake": str(error), "given": [str(t)[:200] for t in texts if t]}
+        if detail is not None:
+            marked["detail"] = detail  # type: ignore[assignment]
+        row = Pending(
+            id=id_,
+            timestamp_us=ns // 1000,
+            code=entry.code,
+            action=entry.action,
+            severity=entry.severity,
+            category=entry.category,
+            domain=entry.domain,
+            retention_class=entry.retention_class,
+            outcome="unknown",
+            actor=anchor(_text(actor) or who),
+            actor_kind="user" if _text(actor) else kind,
+            on_behalf_of=behalf,
+            tenant_id=tenant,
+            client=origin,
+            target=anchor(_text(target) or "unknown"),
+            method="sdk",
+            reason=None,
+            request_id=rid,
+            trace_id=trace,
+            span_id=span,
+            detail=self._redactor.encode(marked),
+        )
+        self._enqueue(tuple(row))
+        return id_
+
+    def emit_own(self, code: str, target: str, detail: Mapping[str, Any]) -> str:
+        """
+        Record something that fasten itself did; such rows have domain `fasten`.
+        """
+        entry = self.registry.entries[code]
+        ns = self._clock_ns()
+        id_ = self._mint(ns)
+        row = Pending(
+            id=id_,
+            timestamp_us=ns // 1000,
+            code=code,
+            action=entry.action,
+            severity=entry.severity,
+            category=entry.category,
+            domain="fasten",
+            retention_class="long",
+            outcome="success",
+            actor="fasten",
+            actor_kind="service",
+            on_behalf_of=None,
+            tenant_id=self.settings.tenant_id,
+            client=None,
+            target=target,
+            method="sdk",
+            reason=None,
+            request_id=context.current_request_id() or context.sentinel(),
+            trace_id=None,
+            span_id=None,
+            detail=self._redactor.encode(dict(detail)),
+        )
+        self._enqueue(tuple(row))
+        return id_
+
+    def _refuse_closed(self) -> None:
+        raise NotInitialized("fasten is closed; call fasten.init() again before emitting")
+
+    def _overflow(self, payload: bytes, row: tuple[Any, ...]) -> None:
+        """
+        Do with a row that found no room what FASTEN_ON_FULL says.
+        """
+        policy = self.settings.on_full
+        if policy.kind == "block" and self.delivery is not None:
+            deadline = time.monotonic() + policy.block_s
+            while time.monotonic() < deadline:
+                self.delivery.drainer.wake()
+                time.sleep(0.001)
+                if self._queue.append(payload, row):
+                    return
+        if self.delivery is not None:
+            self.delivery.drop()
+        if policy.kind == "raise":
+            raise QueueFull(
+                f"no room for {row[2]}: spool and queue are full and FASTEN_ON_FULL is "
+                "raise; look at fasten.health() and at the store"
+            )
+
+    def _store_now(self, row: tuple[Any, ...], connection: Any) -> str:
+        """
+        Hand the row to the drainer and wait for the store's answer.
+        """
+        if connection is not None:
+            raise TypeError("emit(connection=) is not available in this version")
+        delivery = self.delivery
+        id_ = str(row[0])
+        if delivery is None or delivery.audit is None:
+            self._enqueue(row)
+            return id_
+        fault = delivery.store_now(row)
+        if fault is not None:
+            raise AuditStoreError(
+                f"the row was not stored: {fault.message}"
+                + ("; it may exist, look it up by id" if fault.is_ambiguous else ""),
+                id=id_,
+                ambiguous=fault.is_ambiguous,
+            )
+        return id_
+
+    # -- sys and api ------------------------------------------------------------------
+
+    def _stream(self, name: Literal["sys", "api"], size: int) -> Stream:
+        queue = self.delivery.queues.get(name) if self.delivery else None
+        lines = self.lines if name in self.settings.stdout else None
+        return Stream(name, Ring(size), lines=lines, queue=queue)
+
+    @property
+    def sink(self) -> processors.Sink:
+        """
+        Return where log lines go.
+        """
+        settings = self.settings
+        return processors.Sink(
+            record=self._record_sys,
+            clean=self._redactor.clean,
+            service_id=settings.service_id,
+            source_node_id=settings.node_id,
+            tenant_id=settings.tenant_id,
+            clock_ns=self._clock_ns,
+        )
+
+    def _record_sys(self, row: dict[str, Any]) -> None:
+        self.sys.record(row)
+        if self.sys.queue is not None:
+            self._wake_streams()
+
+    def record_api(self, **fields: Any) -> None:
+        """
+        Take one HTTP request, as the service answered it; never raise.
+        """
+        try:
+            self.api.record(self._api_row(fields))
+            if self.api.queue is not None:
+                self._wake_streams()
+        except Exception:  # a transport's mistake must not become the caller's 500
+            self.mistakes += 1
+
+    def _api_row(self, fields: dict[str, Any]) -> dict[str, Any]:
+        rid, who, _, tenant, _, origin, *_ = snapshot()
+        anchor = self._redactor.anchor
+        row = {
+            "shape": "api",
+            "method": anchor(str(fields.pop("method", ""))),
+            "path": anchor(str(fields.pop("path", ""))),
+            "route": fields.pop("route", None),
+            "status": fields.pop("status", None),
+            "duration_ms": fields.pop("duration_ms", None),
+            "request_id": context.accept(fields.pop("request_id", None)) or rid,
+            "service_id": self.settings.service_id,
+            "source_node_id": self.settings.node_id,
+            "tenant_id": fields.pop("tenant_id", None) or tenant or self.settings.tenant_id,
+            "actor": fields.pop("actor", None) or who,
+            "client": fields.pop("client", None) or origin,
+            "bytes": fields.pop("bytes", None),
+            "complete": bool(fields.pop("complete", True)),
+            "timestamp": self._clock_ns() // 1000,
+        }
+        return {**row, **self._redactor.clean(fields)}
+
+    def _wake_streams(self) -> None:
+        if self.delivery is not None:
+            self.delivery.wake_streams()
+
+    # -- reading --------------------------------------------------------------------
+
+    def query(
+        self,
+        stream: str = "audit",
+        *,
+        order: str = "desc",
+        limit: int = 100,
+        cursor: str | None = None,
+        **filters: Any,
+    ) -> Page:
+        """
+        Return a page of one stream; *filters* are the reader's.
+
+        Raises:
+            InvalidQuery: a filter's name or value is unusable.
+        """
+        given = {"order": order, "limit": limit, "cursor": cursor, **filters}
+        asked = Query.parse(stream, given, now_us=self._clock_ns() // 1000)
+        return self.answer(asked)
+
+    def answer(self, query: Query) -> Page:
+        """
+        Return the page that *query* asks for.
+
+        Raises:
+            AuditStoreError: the store cannot be read now.
+        """
+        if query.stream == "audit":
+            return self._answer_audit(query)
+        stream = self.sys if query.stream == "sys" else self.api
+        repository = self.delivery.durable.get(query.stream) if self.delivery else None
+        if repository is None:
+            return stream.ring.query(query)
+        return self._read(lambda: repository.query(query), query.stream)
+
+    def _answer_audit(self, query: Query) -> Page:
+        delivery = self.delivery
+        if delivery is None or delivery.audit is None:
+            return self.audit_ring.query(query)
+        repository = delivery.audit
+        return self._read(lambda: repository.query(query), "audit")
+
+    def _read(self, ask: Callable[[], Page], stream: str) -> Page:
+        assert self.delivery is not None
+        return self.delivery.read(ask, stream)
+
+    def trail(self, request_id: str) -> list[Any]:
+        """
+        Return everything recorded under one request id, oldest first.
+        """
+        rows: list[Any] = []
+        for stream in ("audit", "sys", "api"):
+            cursor: str | None = None
+            while True:
+                page = self.query(
+                    stream, limit=1000, cursor=cursor, order="asc", request_id=request_id
+                )
+                rows += page.rows
+                cursor = page.next
+                if cursor is None:
+                    break
+        return sorted(rows, key=lambda row: row.timestamp)
+
+    # -- life --------------------------------------------------------------------------
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """
+        Wait until every row emitted before the call is stored; seconds at the most.
+        """
+        return True if self.delivery is None else self.delivery.flush(timeout)
+
+    def close(self, timeout: float = 2.0) -> bool:
+        """
+        Deliver what waits, within *timeout* seconds, and stop.
+
+        What is left stays in the spool. Calling it again does nothing.
+        """
+        if self._is_closed:
+            return True
+        self._is_closed = True
+        return self._shut(timeout)
+
+    def _shut(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        done = True if self.delivery is None else self.delivery.close(timeout)
+        if self.lines is not None:
+            self.lines.close(max(0.1, min(0.5, deadline - time.monotonic())))
+        return done
+
+    def at_exit(self) -> None:
+        """
+        Close as the interpreter goes; rows emitted later still reach the spool.
+        """
+        if not self._is_closed:
+            self._shut(EXIT_S)
+
+    def after_fork_in_child(self) -> None:
+        """
+        Start over in a forked child: the parent owns its rows, threads and files.
+        """
+        self._ulids.reseed()
+        for part in (self.lines, self.sys, self.api):
+            if part is not None:
+                part.after_fork_in_child()
+        if self.delivery is not None:
+            self.delivery.after_fork_in_child()
+
+    def stats(self) -> dict[str, Any]:
+        """
+        Return the counters.
+        """
+        return {} if self.delivery is None else self.delivery.stats()
+
+    def health(self) -> dict[str, Any]:
+        """
+        Return `state` (ok, degraded, spool_only, failing) and what explains it.
+        """
+        if self.delivery is None:
+            return {"state": "ok", "reasons": [], "spool": "memory"}
+        return self.delivery.health()
+
+
+def _spell(name: str, value: object) -> str:
+    """
+    Spell an anchor's value as text.
+    """
+    text = _text(value)
+    if text:
+        return text
+    raise InvalidAnchor(
+        f"{name}={value!r:.80} is not a name; pass a non-empty str, an int or a UUID"
+    )
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (int, UUID)) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def _choose(name: str, value: object, known: Mapping[str, str]) -> str:
+    found = known.get(value) if isinstance(value, str) else None
+    if found is None:
+        raise InvalidAnchor(
+            f"{name}={value!r:.80} is none of: {' '.join(sorted(set(known.values())))}"
+        )
+    return found
+
+
+# --- from the spool to the store -----------------------------------------------------
+
+
+class Delivery:
+    """
+    What carries an engine's rows: spool, queues, drainers and the stores they feed.
+
+    Streams on one server share a drainer thread and a connection. Nothing is opened
+    and no thread starts before the first row, unless a dead process left some.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        settings = self._settings = engine.settings
+        self._engine = engine
+        self._drops = bytearray()
+        self._drops_told = 0
+        self._dropped_at = 0.0
+        self._last_error: str | None = None
+        self._replayed = 0
+        self.directory = spool_directory(settings)
+        self.spool = self._make_spool()
+        self.queues: dict[str, BoundedQueue] = {}
+        self.durable: dict[str, StreamRepository] = {}
+        self.audit: AuditRepository | None = None
+        self._servers: dict[str, Database] = {}
+        self._drainers: dict[str, Drainer] = {}
+        self.lane = self._audit_lane()
+        self.drainer = self._drainer_for(settings.audit_dsn)
+        self.drainer.lanes.append(self.lane)
+        self._stream_lanes()
+        if self.audit is not None:
+            self.drainer.every(ADOPT_S, self.adopt)
+        self.drainer.every(1.0, self._tell_drops, first_s=1.0)
+
+    # -- wiring --
+
+    def _make_spool(self) -> spool.Spool:
+        settings = self._settings
+        return spool.Spool(
+            self.directory if settings.spool and settings.audit_dsn else None,
+            service=settings.service_id,
+            node=settings.node_id,
+            store=settings.audit_dsn.fingerprint if settings.audit_dsn else "",
+            max_bytes=settings.spool_max_bytes,
+            capacity=settings.queue_capacity,
+            durability=settings.durability,  # type: ignore[arg-type]
+        )
+
+    def _audit_lane(self) -> Lane:
+        if self._settings.audit_dsn is None:
+            return Lane("audit", self.spool, self._deliver_nowhere, _no_problem)
+        self.audit = self._audit_repository(self._settings.audit_dsn)
+        return Lane(
+            "audit",
+            self.spool,
+            self._deliver_audit,
+            self._classify(self.audit.database),
+            settled=self._print_audit,
+            quarantine=self._set_aside,
+            deliver_ticket=self._deliver_ticket,
+        )
+
+    def _audit_repository(self, dsn: Dsn) -> AuditRepository:
+        # SQLAlchemy itself is loaded by the drainer, at its first connection.
+        from fasten.repository import AuditRepository
+
+        return AuditRepository(dsn, self._database(dsn))
+
+    def _stream_lanes(self) -> None:
+        from fasten.repository import StreamRepository
+
+        dsns = {"sys": self._settings.sys_dsn, "api": self._settings.api_dsn}
+        for name, dsn in dsns.items():
+            if dsn is None:
+                continue
+            database = self._database(dsn)
+            repository = StreamRepository(dsn, name, database)  # type: ignore[arg-type]
+            queue = BoundedQueue(self._settings.queue_capacity)
+            self.durable[name], self.queues[name] = repository, queue
+            self._drainer_for(dsn).lanes.append(
+                Lane(
+                    name,
+                    queue,
+                    lambda batch, to=repository: to.append([row for _, row in batch.rows]),
+                    self._classify(database),
+                )
+            )
+
+    def _database(self, dsn: Dsn) -> Database:
+        from fasten.repository import Database
+
+        key = _server(dsn)
+        if key not in self._servers:
+            self._servers[key] = Database(dsn)
+        return self._servers[key]
+
+    def _drainer_for(self, dsn: Dsn | None) -> Drainer:
+        key = _server(dsn) if dsn else ""
+        if key not in self._drainers:
+            self._drainers[key] = self._make_drainer(self._servers.get(key))
+        return self._drainers[key]
+
+    def _make_drainer(self, database: Database | None) -> Drainer:
+        if database is None:
+            return Drainer([], name="fasten-drain-audit", suppress=suppressed)
+        watchdog = Watchdog(database.abort, WATCHDOG_S)
+        return Drainer(
+            [],
+            name="fasten-drain-audit",
+            guard=watchdog.guard,
+            suppress=suppressed,
+            idle=database.release,
+            idle_s=IDLE_S,
+        )
+
+    @staticmethod
+    def _classify(database: Database) -> Callable[[BaseException], Fault]:
+        return lambda error: Fault(*database.problem(error))
+
+    @property
+    def writer(self) -> Writer:
+        """
+        Return who this process is to the store.
+        """
+        from fasten.repository import Writer
+
+        settings = self._settings
+        return Writer(self.spool.writer_id, settings.service_id, settings.node_id)
+
+    def start(self) -> None:
+        """
+        Start delivering at once where a dead process left rows.
+        """
+        if self.audit is not None and spool.has_foreign(self.directory):
+            self.drainer.start()
+
+    # -- delivering: in the drainer's thread --
+
+    def _deliver_audit(self, batch: Batch) -> list[tuple[Any, ...]]:
+        assert self.audit is not None
+        stored = self.audit.append(self.writer, batch.rows, batch.last, pause=self._breathe)
+        self._tell_missing(self.spool.writer_id, batch)
+        self.spool.maintain()
+        return stored
+
+    def _deliver_ticket(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        assert self.audit is not None
+        return self.audit.append(self.writer, [(0, row) for row in rows], 0)
+
+    def _deliver_nowhere(self, batch: Batch) -> None:
+        """
+        Print and keep in the ring what has no store to go to.
+        """
+        settings = self._settings
+        rows = [_unsealed(row, settings) for _, row in batch.rows]
+        self._print_audit(rows)
+        for row in rows:
+            self._engine.audit_ring.append(_audit_dict(row))
+
+    def _breathe(self) -> None:
+        # A tight loop here delays other threads' wake-ups by milliseconds; when rows
+        # pile up, delivering them comes first.
+        if self.spool.depth * 2 < self._settings.queue_capacity:
+            time.sleep(PAUSE_S)
+
+    def _print_audit(self, rows: list[tuple[Any, ...]]) -> None:
+        lines = self._engine.lines
+        if lines is None or "audit" not in self._settings.stdout:
+            return
+        hidden = self._engine.registry.entries
+        for row in rows:
+            entry = hidden.get(row[_CODE])
+            lines.put(audit_line(row, with_detail=not (entry and entry.pii_in_detail)))
+
+    def _tell_missing(self, writer_id: str, batch: Batch) -> None:
+        for first, last in batch.missing:
+            self._engine.emit_own(
+                "AUDIT_ROWS_DROPPED",
+                writer_id,
+                {"writer": writer_id, "from": first, "to": last, "count": last - first + 1},
+            )
+
+    def _set_aside(self, row: tuple[int, Any], fault: Fault) -> None:
+        self._last_error = fault.message
+        spool.quarantine(self.directory, self.spool.writer_id, row, fault.message)
+        pending = Pending(*row[1])
+        self._engine.emit_own(
+            "AUDIT_ROW_QUARANTINED",
+            pending.id,
+            {"id": pending.id, "code": pending.code, "reason": fault.message},
+        )
+
+    # -- dead writers --
+
+    def adopt(self) -> None:
+        """
+        Take over the journals of processes of this service that are gone.
+        """
+        settings = self._settings
+        assert settings.audit_dsn is not None
+        self._retire_adopted()
+        for orphan in spool.adopt(
+            self.directory,
+            service=settings.service_id,
+            store=settings.audit_dsn.fingerprint,
+            now=time.time,
+        ):
+            self.drainer.lanes.append(self._orphan_lane(orphan))
+
+    def _orphan_lane(self, orphan: spool.Orphan) -> Lane:
+        from fasten.repository import Writer
+
+        assert self.audit is not None
+        repository = self.audit
+        writer = Writer(orphan.writer_id, orphan.service, orphan.node)
+
+        def deliver(batch: Batch) -> list[tuple[Any, ...]]:
+            stored = repository.append(writer, batch.rows, batch.last, pause=self._breathe)
+            self._replayed += len(stored)
+            self._tell_missing(orphan.writer_id, batch)
+            return stored
+
+        return Lane(
+            f"audit replay {orphan.writer_id[:8]}",
+            _OrphanSource(orphan),
+            deliver,
+            self._classify(repository.database),
+            settled=self._print_audit,
+            quarantine=self._set_aside,
+        )
+
+    def _retire_adopted(self) -> None:
+        for lane in list(self.drainer.lanes):
+            source = lane.source
+            if isinstance(source, _OrphanSource) and source.retire():
+                self.drainer.lanes.remove(lane)
+
+    # -- drops --
+
+    def drop(self) -> None:
+        """
+        Count a row that found no room: exact, and safe when re-entered.
+        """
+        # Appending to a bytearray is one step to the interpreter; `n += 1` is not.
+        self._drops.append(0)
+        self._dropped_at = time.monotonic()
+
+    def _tell_drops(self) -> None:
+        """
+        Write the row that says how many rows were dropped, once one has room.
+        """
+        dropped = len(self._drops)
+        fresh = dropped - self._drops_told
+        if fresh and self.spool.has_room:
+            self._drops_told = dropped
+            logger.warning("fasten audit: %d rows dropped, spool and queue full", fresh)
+            self._engine.emit_own(
+                "AUDIT_ROWS_DROPPED", self.spool.writer_id, {"count": fresh}
+            )
+
+    # -- callers' threads --
+
+    def wake_streams(self) -> None:
+        """
+        Let the drainers of durable sys and api streams look.
+        """
+        for drainer in self._drainers.values():
+            if drainer.is_asleep or not drainer.is_running:
+                if any(queue.depth for queue in self.queues.values()):
+                    drainer.wake()
+
+    def store_now(self, row: tuple[Any, ...]) -> Fault | None:
+        """
+        Wait for the store's answer to one row; None when it is stored.
+        """
+        ticket = Ticket(row)
+        self.drainer.submit(self.lane, ticket)
+        if ticket.wait(TICKET_S):
+            return ticket.fault
+        if ticket.withdraw():
+            known = self.lane.fault
+            why = known.message if known else f"no answer in {TICKET_S:.0f} s"
+            return Fault("transient", why)
+        # It is in a transaction now: only the store knows.
+        if ticket.wait(WATCHDOG_S):
+            return ticket.fault
+        return Fault("transient", "the store did not answer", is_ambiguous=True)
+
+    def flush(self, timeout_s: float) -> bool:
+        """
+        Wait until what was queued before the call is stored.
+        """
+        deadline = time.monotonic() + timeout_s
+        targets = [
+            (drainer, lane, lane.source.last_index)
+            for drainer in self._drainers.values()
+            for lane in drainer.lanes
+            if not isinstance(lane.source, _OrphanSource)
+        ]
+        for drainer, lane, target in targets:
+            lane.retry_at = 0.0
+            left = deadline - time.monotonic()
+            if not drainer.wait_for(lambda la=lane, t=target: la.source.acked >= t, left):
+                return False
+        return True
+
+    def close(self, timeout_s: float) -> bool:
+        """
+        Stop all drainers within *timeout_s*; true when everything is stored.
+        """
+        deadline = time.monotonic() + timeout_s
+        done = True
+        for drainer in self._drainers.values():
+            left = max(0.05, (deadline - time.monotonic()) * 0.75)
+            done = drainer.close(left) and done
+            if not drainer.is_running:
+                self._release(drainer)
+        if not self.drainer.is_running:
+            self.spool.close()
+        return done
+
+    def _release(self, drainer: Drainer) -> None:
+        for key, known in self._drainers.items():
+            if known is drainer and key in self._servers:
+                self._servers[key].release()
+
+    def after_fork_in_child(self) -> None:
+        """
+        Leave the parent's rows, files and connections to the parent.
+        """
+        self._drops, self._drops_told = bytearray(), 0
+        self.spool.after_fork_in_child()
+        for queue in self.queues.values():
+            queue.clear()
+        for database in self._servers.values():
+            database.after_fork_in_child()
+        for drainer in self._drainers.values():
+            drainer.lanes = [
+                lane for lane in drainer.lanes if not isinstance(lane.source, _OrphanSource)
+            ]
+            drainer.after_fork_in_child()
+
+    # -- reading --
+
+    def read(self, ask: Callable[[], Page], stream: str) -> Page:
+        """
+        Ask a store; say so when rows are still on their way to it.
+
+        Raises:
+            AuditStoreError: the store cannot be read now.
+        """
+        try:
+            page = ask()
+        except (InvalidQuery, FileNotFoundError):
+            if self._is_unborn(stream):
+                return Page(rows=[], completeness="store-degraded")
+            raise
+        except Exception as error:  # the driver's: told without its DSN
+            database = self.durable[stream].database if stream in self.durable else None
+            database = database or self.audit.database  # type: ignore[union-attr]
+            problem = database.problem(error)
+            raise AuditStoreError(
+                f"the {stream} store cannot be read: {problem.message}"
+            ) from None
+        if any(lane.fault for drainer in self._drainers.values() for lane in drainer.lanes):
+            return attrs.evolve(page, completeness="store-degraded")
+        return page
+
+    def _is_unborn(self, stream: str) -> bool:
+        dsn = getattr(self._settings, f"{stream}_dsn")
+        return bool(dsn and dsn.path and not os.path.exists(dsn.path))
+
+    # -- telling --
+
+    def stats(self) -> dict[str, Any]:
+        """
+        Return the counters of the audit stream.
+        """
+        lanes = [lane for drainer in self._drainers.values() for lane in drainer.lanes]
+        fault = self.lane.fault
+        return {
+            "emitted": self.spool.last_index + len(self._drops),
+            "stored": self.lane.delivered,
+            "retried": sum(lane.retried for lane in lanes),
+            "spooled": self.spool.spooled,
+            "replayed": self._replayed,
+            "quarantined": sum(lane.quarantined for lane in lanes),
+            "dropped": len(self._drops),
+            "depth": self.spool.depth,
+            "capacity": self.spool.capacity,
+            "high_water": self.spool.high_water,
+            "last_error": fault.message if fault else self._last_error,
+            "oldest_undelivered_s": self.spool.oldest_s(),
+            "mistakes": self._engine.mistakes,
+        }
+
+    def health(self) -> dict[str, Any]:
+        """
+        Say whether rows are being delivered, and if not, why.
+        """
+        now = time.monotonic()
+        reasons = [
+            f"{lane.name}: {lane.fault.message}"
+            for drainer in self._drainers.values()
+            for lane in drainer.lanes
+            if lane.fault is not None
+        ]
+        fault = self.lane.fault
+        busy = self.lane.busy_since
+        if fault is None and busy is not None and now - busy > _HUNG_S:
+            reasons.append(f"audit: the store has not answered for {now - busy:.0f} s")
+        is_dropping = len(self._drops) > 0 and now - self._dropped_at < 5.0
+        if is_dropping:
+            reasons.append(f"audit: {len(self._drops)} rows dropped so far")
+        return {
+            "state": self._state(reasons, fault, is_dropping),
+            "reasons": reasons,
+            "spool": self.spool.mode,
+            **self.stats(),
+        }
+
+    def _state(self, reasons: list[str], fault: Fault | None, is_dropping: bool) -> str:
+        if is_dropping:
+            return "failing"
+        if not reasons:
+            return "ok"
+        if self.spool.mode == "memory":
+            return "failing"
+        return "degraded" if fault is None or fault.kind == "setup" else "spool_only"
+
+
+_CODE: Final = AUDIT_COLUMNS.index("code")
+_DETAIL: Final = AUDIT_COLUMNS.index("detail")
+_SALT: Final = AUDIT_COLUMNS.index("salt")
+_HUNG_S: Final = 10.0
+
+
+class _OrphanSource:
+    """
+    A dead writer's journal as a lane's source.
+    """
+
+    def __init__(self, orphan: spool.Orphan) -> None:
+        self._orphan = orphan
+        self._batches: Any = None
+        self._is_read = False
+        self._taken = 0
+        self.acked = 0
+        self.last_index = 0
+
+    @property
+    def depth(self) -> int:
+        """
+        Return 1 until the journal's end was met and delivered.
+        """
+        return 0 if self._is_read and self.acked >= self._taken else 1
+
+    def take(self, limit: int) -> Batch | None:
+        """
+        Return the next batch of the journal, or None at its end.
+        """
+        if self._batches is None:
+            self._batches = self._orphan.batches(self._orphan.acked, limit)
+        batch: Batch | None = next(self._batches, None)
+        if batch is None:
+            self._is_read = True
+            self._orphan.done()
+        else:
+            self._taken = batch.last
+        return batch
+
+    def ack(self, index: int) -> None:
+        """
+        Note that the batch is delivered.
+        """
+        self.acked = index
+        self._orphan.ack(index)
+
+    def retire(self) -> bool:
+        """
+        Let go of a journal that is delivered; true when that is so.
+        """
+        if self.depth:
+            return False
+        self._orphan.release()
+        return True
+
+
+def spool_directory(settings: Settings) -> Path:
+    """
+    Return where the journals of a service stand.
+
+    Beside the SQLite file; for Postgres below the XDG state directory.
+    """
+    if settings.spool_dir is not None:
+        return Path(settings.spool_dir)
+    dsn = settings.audit_dsn
+    if dsn is not None and dsn.path is not None:
+        return Path(f"{dsn.path}.spool")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state) / "fasten" / settings.service_id
+
+
+def _server(dsn: Dsn) -> str:
+    """
+    Name what streams may share: one file, or one login on one server.
+    """
+    if dsn.path is not None:
+        return dsn.path
+    return sha256(dsn.conninfo().encode()).hexdigest()
+
+
+def _no_problem(error: BaseException) -> Fault:
+    return Fault("transient", f"{type(error).__name__} while printing")
+
+
+def _unsealed(row: Sequence[Any], settings: Settings) -> tuple[Any, ...]:
+    """
+    Lay a row out in columns where nothing numbers and seals it.
+    """
+    values = Pending(*row)._asdict()
+    values["timestamp"] = format_timestamp(values.pop("timestamp_us"))
+    values |= {
+        "wire_version": WIRE_VERSION,
+        "origin_id": values["id"],
+        "service_id": settings.service_id,
+        "source_node_id": settings.node_id,
+    }
+    return tuple(values.get(name) for name in AUDIT_COLUMNS)
+
+
+def _audit_dict(row: Sequence[Any]) -> dict[str, Any]:
+    values = dict(zip(AUDIT_COLUMNS, row, strict=True))
+    values["detail"] = json.loads(values["detail"]) if values["detail"] else None
+    return values
+
+
+_PREFIXES: Final = tuple(f'"{name}":' for name in AUDIT_COLUMNS)
+
+
+def audit_line(row: Sequence[Any], *, with_detail: bool = True) -> str:
+    """
+    Spell a row as one NDJSON line, without its salt.
+
+    The salt is what keeps a digest of an erased value from being guessed.
+    """
+    parts = ['{"shape":"audit"']
+    for index, value in enumerate(row):
+        if index == _SALT or value is None:
+            text = "null"
+        elif index == _DETAIL:
+            text = value if with_detail else "null"
+        else:
+            text = quote(value) if isinstance(value, str) else str(value)
+        parts.append(_PREFIXES[index] + text)
+    return ",".join(parts) + "}"
+
+
+# --- the default engine ----------------------------------------------------------------
+
+_default: Engine | None = None
+_starting: Final = threading.RLock()
+
+
+def default() -> Engine:
+    """
+    Return the engine that `init()` made.
+
+    Raises:
+        NotInitialized: there is none.
+    """
+    if _default is None:
+        raise NotInitialized("call fasten.init() before the first emit")
+    return _default
+
+
+def install(engine: Engine | None) -> Engine | None:
+    """
+    Make *engine* the default one; return the one before.
+    """
+    global _default
+    before, _default = _default, engine
+    processors.bind_sink(engine.sink if engine else None)
+    return before
+
+
+def init(**settings: Any) -> Engine:
+    """
+    Start fasten from FASTEN_* variables; keyword arguments win over them.
+
+    Returns at once, whatever state the store is in: that is `health()`. Called
+    again, it flushes and replaces the engine.
+
+    Raises:
+        SettingsError: names every variable that is missing or unusable.
+        InvalidCodes: a codes file has mistakes.
+    """
+    with _starting:
+        try:
+            parsed = Settings.from_env(
+                os.environ, settings, hostname=socket.gethostname(), cwd=Path.cwd()
+            )
+        finally:
+            # A traceback may print this frame's locals, and a DSN is among them.
+            settings.clear()
+        if _stand_in is not None:
+            return _stand_in(parsed)
+        engine = _make(parsed)
+        before = install(engine)
+        if before is not None:
+            before.close()
+    return engine
+
+
+_stand_in: Callable[[Settings], Engine] | None = None
+
+
+def stand_in(
+    make: Callable[[Settings], Engine] | None,
+) -> Callable[[Settings], Engine] | None:
+    """
+    Let `init()` call *make* instead of opening stores; return what it called before.
+
+    For `fasten.testing`.
+    """
+    global _stand_in
+    before, _stand_in = _stand_in, make
+    return before
+
+
+def current() -> Engine | None:
+    """
+    Return the default engine, or None.
+    """
+    return _default
+
+
+def _make(settings: Settings) -> Engine:
+    for warning in settings.warnings:
+        logger.warning("fasten: %s", warning)
+    paths = settings.codes if settings.codes is not None else codes.discover(Path.cwd())
+    codes.registry.ensure()
+    codes.registry.configure(paths)
+    engine = Engine(settings)
+    context.set_service(settings.service_id)
+    if settings.log:
+        processors.insert_into_configured()
+    _survive(engine)
+    if engine.delivery is not None:
+        engine.delivery.start()
+    return engine
+
+
+def _survive(engine: Engine) -> None:
+    """
+    Arrange for exit and fork, without keeping the engine alive.
+    """
+    reference = weakref.ref(engine)
+
+    def at_exit() -> None:
+        if (alive := reference()) is not None:
+            alive.at_exit()
+
+    def in_child() -> None:
+        if (alive := reference()) is not None:
+            alive.after_fork_in_child()
+
+    atexit.register(at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)
+
+
+def emit(  # noqa: PLR0913, PLR0917
+    code: str,
+    target: str | int | UUID,
+    *,
+    actor: str | int | UUID | None = None,
+    actor_kind: str | None = None,
+    outcome: str = "success",
+    method: str | None = None,
+    severity: str | None = None,
+    detail: Any = None,
+    tenant_id: str | None = None,
+    on_behalf_of: str | None = None,
+    reason: str | None = None,
+    client: str | None = None,
+    connection: Any = None,
+) -> str:
+    """
+    Record that *actor* did *code* to *target*; return the row's id.
+
+    The ambient context fills what is not given. See `Engine.emit`.
+
+    Raises:
+        UnknownCode: nothing registered *code*.
+        InvalidAnchor: an anchor is missing, or of the wrong kind.
+        NotInitialized: `init()` was not called, or `close()` was.
+        AuditStoreError: the row had to be stored at once, and was not.
+    """
+    return (_default or _late()).emit(
+        code,
+        target,
+        actor=actor,
+        actor_kind=actor_kind,
+        outcome=outcome,
+        method=method,
+        severity=severity,
+        detail=detail,
+        tenant_id=tenant_id,
+        on_behalf_of=on_behalf_of,
+        reason=reason,
+        client=client,
+        connection=connection,
+    )
+
+
+def _late() -> Engine:
+    """
+    Answer an emit before init(): an error, or a start where nothing may raise.
+    """
+    if os.environ.get("FASTEN_STRICT", "").lower() in ("off", "false", "0", "no"):
+        return init()
+    return default()
+
+
+async def aemit(code: str, target: str | int | UUID, **anchors: Any) -> str:
+    """
+    Record as `emit` does, through connections that must be awaited.
+    """
+    return emit(code, target, **anchors)
+
+
+def query(stream: str = "audit", *, dsn: str | None = None, **filters: Any) -> Page:
+    """
+    Return a page of one stream of the default engine, or of the store at *dsn*.
+
+    Raises:
+        InvalidQuery: a filter's name or value is unusable.
+        AuditStoreError: the store cannot be read now.
+    """
+    if dsn is None:
+        return default().query(stream, **filters)
+    return read_store(parse_dsn(dsn, cwd=Path.cwd(), table=f"{stream}_log"), stream, filters)
+
+
+def read_store(dsn: Dsn, stream: str, filters: Mapping[str, Any]) -> Page:
+    """
+    Return a page of the store at *dsn*, with no engine running.
+
+    Raises:
+        InvalidQuery: a filter's name or value is unusable.
+        AuditStoreError: the store cannot be read now.
+    """
+    from fasten.repository import AuditRepository, Database, StreamRepository
+
+    asked = Query.parse(stream, filters, now_us=time.time_ns() // 1000)
+    database = Database(dsn)
+    repository: AuditRepository | StreamRepository = (
+        AuditRepository(dsn, database)
+        if stream == "audit"
+        else StreamRepository(dsn, stream, database)  # type: ignore[arg-type]
+    )
+    try:
+        return repository.query(asked)
+    except (InvalidQuery, FileNotFoundError) as error:
+        raise error if isinstance(error, InvalidQuery) else AuditStoreError(str(error))
+    except Exception as error:  # the driver's: told without its DSN
+        problem = database.problem(error)
+        raise AuditStoreError(f"the store cannot be read: {problem.message}") from None
+    finally:
+        database.release()
+
+
+async def aquery(stream: str = "audit", **filters: Any) -> Page:
+    """
+    Return what `query` returns, without blocking the event loop.
+    """
+    return await asyncio.to_thread(query, stream, **filters)
+
+
+def trail(request_id: str) -> list[Any]:
+    """
+    Return everything recorded under one request id, oldest first.
+    """
+    return default().trail(request_id)
+
+
+def record_api(**fields: Any) -> None:
+    """
+    Take one HTTP request as its transport saw it; never raise.
+    """
+    if _default is not None:
+        _default.record_api(**fields)
+
+
+def flush(timeout: float = 5.0) -> bool:
+    """
+    Wait until every row emitted before the call is stored; seconds at the most.
+    """
+    return default().flush(timeout)
+
+
+async def aflush(timeout: float = 5.0) -> bool:
+    """
+    Wait as `flush` does, without blocking the event loop.
+    """
+    return await asyncio.to_thread(flush, timeout)
+
+
+def close(timeout: float = 2.0) -> bool:
+    """
+    Deliver what waits, within *timeout* seconds, and stop; false when rows stay.
+    """
+    return True if _default is None else _default.close(timeout)
+
+
+def stats() -> dict[str, Any]:
+    """
+    Return the counters of the default engine.
+    """
+    return default().stats()
+
+
+def health() -> dict[str, Any]:
+    """
+    Return the state of the default engine: ok, degraded, spool_only or failing.
+    """
+    return default().health()

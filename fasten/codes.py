@@ -117,9 +117,9 @@ class Outcome(StrEnum):
 # --- what a code stands for ---------------------------------------------------------
 
 _E = TypeVar("_E", bound=StrEnum)
-_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
-_ACTION: Final = re.compile(r"[a-z0-9][a-z0-9_]{0,127}")
-_DOMAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_CODE: Final = r"[A-Z][A-Z0-9_]{0,127}"
+_ACTION: Final = r"[a-z0-9][a-z0-9_]{0,127}"
+_DOMAIN: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 _OWN_DOMAIN: Final = "fasten"
 
 OWN_CODES: Final = frozenset(
@@ -141,7 +141,7 @@ def is_code(text: str) -> bool:
     """
     Say whether *text* has the form of a code: `^[A-Z][A-Z0-9_]*$`, 128 at most.
     """
-    return _CODE.fullmatch(text) is not None
+    return re.fullmatch(_CODE, text) is not None
 
 
 def _shown(value: object) -> str:
@@ -205,10 +205,10 @@ def _id(value: str | EllipsisType | None) -> str | None:
     return _optional("id", value, _CODE, "the code itself, as in USER_CREATED")
 
 
-def _optional(name: str, value: object, form: re.Pattern[str], cure: str) -> str | None:
+def _optional(name: str, value: object, form: str, cure: str) -> str | None:
     if value is None or value is ...:
         return None
-    if isinstance(value, str) and form.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(form, value):
         return str(value)
     raise InvalidCodes(f"{name} {_shown(value)} is not usable; write {cure}")
 
@@ -424,7 +424,7 @@ class ConflictingCodes(InvalidCodes, CodeConflict):
     """
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _Faults:
     """
     The mistakes found so far, all of them for one error.
@@ -456,7 +456,7 @@ class _Faults:
         return "\n  ".join((f"{len(self.lines)} mistakes in codes:", *self.lines))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Source:
     """
     The definitions of one file or one call, resolved.
@@ -738,7 +738,7 @@ def _standard_catalogue() -> Path:
 
 def _from_call(domain: str, codes: Mapping[str, Meta], faults: _Faults) -> _Source:
     origin = f"register({_shown(domain)})"
-    if not isinstance(domain, str) or not _DOMAIN.fullmatch(domain):
+    if not isinstance(domain, str) or not re.fullmatch(_DOMAIN, domain):
         faults.add(_unusable_domain(origin, domain))
     metas: dict[str, Meta] = {}
     asked: list[str] = []
@@ -873,7 +873,7 @@ class _FileReader:
                 self._codes(domain, line, node)
 
     def _codes(self, domain: object, line: int, node: Any) -> None:
-        if not isinstance(domain, str) or not _DOMAIN.fullmatch(domain):
+        if not isinstance(domain, str) or not re.fullmatch(_DOMAIN, domain):
             self._faults.add(_unusable_domain(f"{self._path}:{line}", domain))
             domain = "unusable"
         pairs = self._pairs(

@@ -38,6 +38,7 @@ __all__ = [
 _T = TypeVar("_T")
 
 # --- small grammars ---------------------------------------------------------------
+# Patterns are compiled by `re` at their first use: import stays cheap.
 
 _SECONDS: Final = {
     "s": 1,
@@ -49,9 +50,9 @@ _SECONDS: Final = {
 }
 _DAY_S: Final = 86_400
 _LONGEST_S: Final = 1_000 * _SECONDS["y"]
-_SHORT_FORM: Final = re.compile(r"(?:[0-9]+[smhdwy])+")
-_PART: Final = re.compile(r"([0-9]+)([smhdwy])")
-_ISO_FORM: Final = re.compile(
+_SHORT_FORM: Final = r"(?:[0-9]+[smhdwy])+"
+_PART: Final = r"([0-9]+)([smhdwy])"
+_ISO_FORM: Final = (
     r"P(?=[0-9T])(?:([0-9]+)Y)?(?:([0-9]+)W)?(?:([0-9]+)D)?"
     r"(?:T(?=[0-9])(?:([0-9]+)H)?(?:([0-9]+)M)?(?:([0-9]+(?:\.[0-9]{1,6})?)S)?)?"
 )
@@ -79,9 +80,9 @@ def parse_duration(text: str) -> int | float:
 
 
 def _duration(text: str) -> int | float | None:
-    if _SHORT_FORM.fullmatch(text):
-        return sum(int(n) * _SECONDS[unit] for n, unit in _PART.findall(text))
-    iso = _ISO_FORM.fullmatch(text)
+    if re.fullmatch(_SHORT_FORM, text):
+        return sum(int(n) * _SECONDS[unit] for n, unit in re.findall(_PART, text))
+    iso = re.fullmatch(_ISO_FORM, text)
     if iso is None:
         return None
     *whole, seconds = (part or "0" for part in iso.groups())
@@ -96,7 +97,7 @@ _BYTES: Final[Mapping[str, int]] = {
     **{f"{unit}ib": 1024**n for n, unit in enumerate(("k", "m", "g", "t"), 1)},
     **{f"{unit}b": 1000**n for n, unit in enumerate(("k", "m", "g", "t"), 1)},
 }
-_SIZE: Final = re.compile(r"([0-9]{1,18}) ?([A-Za-z]{0,3})")
+_SIZE: Final = r"([0-9]{1,18}) ?([A-Za-z]{0,3})"
 
 
 def parse_size(text: str) -> int:
@@ -106,7 +107,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: *text* is no size.
     """
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text)
     factor = _BYTES.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(
@@ -135,7 +136,7 @@ def parse_bool(text: str) -> bool:
         raise ValueError(f"{_shown(text)} is not a switch; write on or off") from None
 
 
-_USERINFO: Final = re.compile(r"//.*@", re.DOTALL)
+_USERINFO: Final = r"(?s://.*@)"
 
 
 def _shown(value: object) -> str:
@@ -144,7 +145,7 @@ def _shown(value: object) -> str:
     """
     if not isinstance(value, str | int | float | timedelta | os.PathLike):
         return f"a value of type {type(value).__name__}"
-    text = _USERINFO.sub("//***@", repr(value))
+    text = re.sub(_USERINFO, "//***@", repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -207,14 +208,12 @@ class Dsn:
         return self._url.reveal()
 
     def __repr__(self) -> str:
-        shown = _PUBLIC_USER.sub("//", self.display)
+        shown = re.sub(_PUBLIC_USER, "//", self.display)
         return f"<Dsn {shown} table={_qualified(self.schema, self.table)}>"
 
 
-_PUBLIC_USER: Final = re.compile(r"//[^/?]*@")
-_DSN: Final = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?"
-)
+_PUBLIC_USER: Final = r"//[^/?]*@"
+_DSN: Final = r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?"
 _BACKENDS: Final[Mapping[str, Backend]] = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -222,13 +221,11 @@ _BACKENDS: Final[Mapping[str, Backend]] = {
     "postgresql": "postgresql",
     "postgresql+psycopg": "postgresql",
 }
-_TABLE: Final = re.compile(
-    r"(?:([A-Za-z_][A-Za-z0-9_]{0,62})\.)?([A-Za-z_][A-Za-z0-9_]*)"
-)
+_TABLE: Final = r"(?:([A-Za-z_][A-Za-z0-9_]{0,62})\.)?([A-Za-z_][A-Za-z0-9_]*)"
 # Postgres cuts names at 63 bytes; `<table>_checkpoint` and its like must stay apart.
 _MAX_TABLE: Final = 48
-_HOST: Final = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?")
-_STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+_HOST: Final = r"(\[[0-9A-Za-z:.%]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?"
+_STRAY_PERCENT: Final = r"%(?![0-9A-Fa-f]{2})|%00"
 _DSN_FORMS: Final = (
     "write sqlite:///./audit.db, sqlite:////abs/audit.db "
     "or postgresql://user:password@host:5432/database"
@@ -279,7 +276,7 @@ def _dsn(given: str, cwd: Path, table: str) -> Dsn:
             f"{_masked(given)} holds white space or a control character; a DSN is one "
             "word: join its lines, and write %20 for a blank"
         )
-    match = _DSN.fullmatch(given)
+    match = re.fullmatch(_DSN, given)
     if match is None:
         raise ValueError(f"{_masked(given)} is not a DSN; {_DSN_FORMS}")
     scheme, authority, path, query, fragment = match.groups(default="")
@@ -289,7 +286,7 @@ def _dsn(given: str, cwd: Path, table: str) -> Dsn:
             f"{_masked(given)} has the unknown scheme {scheme!r}; {_DSN_FORMS}"
         )
     late_at = backend == "postgresql" and "@" in path + query
-    if fragment or late_at or _STRAY_PERCENT.search(given):
+    if fragment or late_at or re.search(_STRAY_PERCENT, given):
         raise ValueError(
             f"{_masked(given)} holds a bare # or %, or an @ after the host; inside "
             "user, password and options write %23 for #, %25 for %, %40 for @, "
@@ -300,7 +297,7 @@ def _dsn(given: str, cwd: Path, table: str) -> Dsn:
     return made(parts, cwd, table)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Parts:
     """
     A DSN taken apart; percent-encoding kept, `table` apart from the other options.
@@ -332,7 +329,7 @@ def _options(given: str, query: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 def _table(parts: _Parts, default: str) -> tuple[str | None, str]:
-    match = _TABLE.fullmatch(parts.table or default)
+    match = re.fullmatch(_TABLE, parts.table or default)
     if match is None or len(match[2]) > _MAX_TABLE:
         raise ValueError(
             f"{_masked(parts.given)} has an unusable table name; write letters, digits "
@@ -410,7 +407,7 @@ def _servers(parts: _Parts, hosts: str) -> list[str]:
     """
     Return `host:port` of every server, sorted: their order does not move the store.
     """
-    matches = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    matches = [re.fullmatch(_HOST, host) for host in hosts.split(",")]
     pairs = [(m[1], m[2] or "") for m in matches if m and int(m[2] or 1) in _PORTS]
     if len(pairs) != len(matches):
         raise ValueError(
@@ -490,7 +487,7 @@ def _read_text(path: Path) -> str:
         return file.read(65_536)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class _Place:
     """
     Where the settings are read: what relative paths and the node's name come from.
@@ -739,14 +736,16 @@ def _key_text(text: str) -> str | None:
     return b64encode(seed).decode() if len(seed) == 32 else None
 
 
-_PLAIN_PATH: Final = re.compile(r"(?:\.{0,2}/)[^:=@\s]{1,200}")
+_PLAIN_PATH: Final = r"(?:\.{0,2}/)[^:=@\s]{1,200}"
 
 
 def _file_text(path: str, place: _Place) -> str:
     """
     Read a small file; show its path only where it cannot be a secret put there.
     """
-    shown = path if _PLAIN_PATH.fullmatch(path) else "(not shown: it may be a secret)"
+    shown = (
+        path if re.fullmatch(_PLAIN_PATH, path) else "(not shown: it may be a secret)"
+    )
     try:
         return place.read_file(place.cwd / path)
     except OSError as error:
@@ -906,7 +905,7 @@ VARIABLES: Final = tuple(f"FASTEN_{n.upper()}" for n in (*_PARSERS, *_TWINS))
 # --- reading ------------------------------------------------------------------------
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _Outcome:
     """
     What came of reading: values that parsed, and a line for each that did not.

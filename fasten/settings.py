@@ -287,14 +287,16 @@ def _dsn(given: str, cwd: Path, table: str) -> Dsn:
         )
     late_at = backend == "postgresql" and "@" in path + query
     if fragment or late_at or re.search(_STRAY_PERCENT, given):
-        raise ValueError(
-            f"{_masked(given)} holds a bare # or %, or an @ after the host; inside "
-            "user, password and options write %23 for #, %25 for %, %40 for @, "
-            "%2F for /, %3F for ?"
-        )
+        raise ValueError(f"{_masked(given)} {_BARE}")
     parts = _Parts(given, scheme, authority, path, *_options(given, query))
     made = _sqlite_dsn if backend == "sqlite" else _postgres_dsn
     return made(parts, cwd, table)
+
+
+_BARE: Final = (
+    "holds a bare # or %, or an @ after the host; inside user, password and options "
+    "write %23 for #, %25 for %, %40 for @, %2F for /, %3F for ?"
+)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -1012,28 +1014,31 @@ def _label(
 
 
 def _unknown(overrides: Mapping[str, object]) -> list[str]:
-    known = (*_PARSERS, *_TWINS)
     return [
-        f"{name}= is no setting; "
-        + _nearest(name.lower().removeprefix("fasten_"), known)
+        f"{name}= is no setting; {_meant(_nearest(name))}"
         for name in overrides
-        if name not in known
+        if name not in (*_PARSERS, *_TWINS)
     ]
 
 
 def _strangers(environ: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} is no setting and was ignored; {_nearest(name, VARIABLES)}"
-        for name in sorted(environ)
-        if name.startswith("FASTEN_")
-        and not name.startswith("FASTEN_TEST_")
-        and name not in VARIABLES
-    ]
+    warnings = []
+    for name in sorted(environ):
+        is_ours = name.startswith("FASTEN_TEST_") or name in VARIABLES
+        if name.startswith("FASTEN_") and not is_ours:
+            near = _nearest(name)
+            meant = _meant(f"FASTEN_{near.upper()}" if near else "")
+            warnings.append(f"{name} is no setting and was ignored; {meant}")
+    return warnings
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name[:100], list(known), 1)
-    return f"did you mean {near[0]}?" if near else "no real name is near it"
+def _nearest(name: str) -> str:
+    bare = name[:100].lower().removeprefix("fasten_")
+    return "".join(get_close_matches(bare, [*_PARSERS, *_TWINS], 1))
+
+
+def _meant(near: str) -> str:
+    return f"did you mean {near}?" if near else "no real name is near it"
 
 
 def _shared_tables(values: Mapping[str, Any]) -> list[str]:

@@ -278,7 +278,7 @@ def _field_type(name: str, spec: object) -> str:
         is_optional = spec.get("optional", not spec.get("required", True))
         kind = spec.get("type")
         flags = (spec.get("required", True), spec.get("optional", False))
-        if kind in _TYPES and all(isinstance(flag, bool) for flag in flags):
+        if kind in list(_TYPES) and all(isinstance(flag, bool) for flag in flags):
             return f"{kind}{'?' if is_optional else ''}"
     raise InvalidCodes(
         f"detail field {_shown(name)} has the type {_shown(spec)}; write one of "
@@ -740,19 +740,23 @@ def _from_call(domain: str, codes: Mapping[str, Meta], faults: _Faults) -> _Sour
     origin = f"register({_shown(domain)})"
     if not isinstance(domain, str) or not re.fullmatch(_DOMAIN, domain):
         faults.add(_unusable_domain(origin, domain))
+        domain = _NO_DOMAIN
     metas: dict[str, Meta] = {}
-    asked: list[str] = []
     for code, given in codes.items():
         if not isinstance(given, Meta):
             faults.add(f"{origin}: {_shown(code)} is {_shown(given)}; give it a Meta")
         elif not isinstance(code, str):
             faults.add(f"{origin}: {_shown(code)} is not a code; give text")
-        elif _check(str(domain), code, given, origin, faults):
+        elif _check(domain, code, given, origin, faults):
             metas[str(code)] = _resolved(str(domain), str(code), given)
-            asked += (
-                [code] if given.retention_class != metas[code].retention_class else []
-            )
+    asked = (
+        c for c, m in metas.items() if m.retention_class != codes[c].retention_class
+    )
     return _Source(origin, metas, asked_for_more=tuple(asked))
+
+
+# Stands in for a domain that is a fault already, so that its codes are looked at too.
+_NO_DOMAIN: Final = "unusable"
 
 
 def _unusable_domain(place: str, domain: object) -> str:
@@ -875,7 +879,7 @@ class _FileReader:
     def _codes(self, domain: object, line: int, node: Any) -> None:
         if not isinstance(domain, str) or not re.fullmatch(_DOMAIN, domain):
             self._faults.add(_unusable_domain(f"{self._path}:{line}", domain))
-            domain = "unusable"
+            domain = _NO_DOMAIN
         pairs = self._pairs(
             node, f"the codes of {domain} are not a mapping; {_SPELLINGS}"
         )

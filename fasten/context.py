@@ -44,8 +44,10 @@ __all__ = [
     "Snapshot",
     "accept",
     "add_source",
+    "ask",
     "bind",
     "carry",
+    "correlation",
     "current",
     "current_request_id",
     "extract",
@@ -62,6 +64,8 @@ __all__ = [
     "set_service",
     "snapshot",
     "suppressed",
+    "trust_request_ids",
+    "trusts_request_ids",
     "use_minter",
     "with_request_id",
 ]
@@ -174,6 +178,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.service = "unknown"
+        self.trusts_ids = True
         self.failures = {"sources": 0, "askers": 0}
         self.begin()
 
@@ -207,6 +212,20 @@ def set_service(service_id: str) -> None:
     _process.name(service_id)
 
 
+def trust_request_ids(is_trusted: bool) -> None:  # noqa: FBT001  (a setter)
+    """
+    Say whether HTTP takes over a caller's request id: FASTEN_TRUST_REQUEST_ID.
+    """
+    _process.trusts_ids = is_trusted
+
+
+def trusts_request_ids() -> bool:
+    """
+    Tell whether HTTP takes over a caller's request id, or always mints one.
+    """
+    return _process.trusts_ids
+
+
 def sentinel() -> str:
     """
     Return the id of rows without a context.
@@ -230,12 +249,16 @@ def failures() -> dict[str, int]:
 class _Question:
     """
     A callable that names an anchor from the request, asked until it answers.
+
+    *otherwise* is what the anchor is while there is no answer.
     """
 
-    __slots__ = ("_ask", "_request")
+    __slots__ = ("_ask", "_request", "otherwise")
 
-    def __init__(self, ask: Callable[[Any], object], request: object) -> None:
-        self._ask, self._request = ask, request
+    def __init__(
+        self, ask: Callable[[Any], object], request: object, otherwise: str | None
+    ) -> None:
+        self._ask, self._request, self.otherwise = ask, request, otherwise
 
     def answer(self) -> str | None:
         """
@@ -329,8 +352,9 @@ class _AskingContext(Context):
             # Answered by another thread just now; or no anchor at all.
             return cast("str | None", object.__getattribute__(self, name))
         answer = question.answer()
-        if answer is not None:
-            _settle(self, name, answer)
+        if answer is None:
+            return question.otherwise
+        _settle(self, name, answer)
         return answer
 
 
@@ -364,15 +388,24 @@ def _settle(cell: Context, name: str, value: str) -> None:
 def _put_questions(
     cell: Context, request: object, asks: Mapping[str, Callable[[Any], object] | None]
 ) -> None:
-    _leave_open(cell, {n: _Question(ask, request) for n, ask in asks.items() if ask})
+    given = {name: ask for name, ask in asks.items() if ask}
+    _leave_open(
+        cell, {n: _Question(ask, request, _known(cell, n)) for n, ask in given.items()}
+    )
+
+
+def _known(cell: Context, name: str) -> str | None:
+    question = cell.questions.get(name)
+    return question.otherwise if question else cast("str | None", _peek(cell, name))
 
 
 def _leave_open(cell: Context, questions: dict[str, _Question]) -> None:
     if not questions:
         return
-    cell.questions = questions
+    new = [name for name in questions if name not in cell.questions]
+    cell.questions = {**cell.questions, **questions}
     cell.__class__ = _AskingContext
-    for name in questions:
+    for name in new:
         delattr(cell, name)
 
 
@@ -577,7 +610,8 @@ def scope(
     stays, as *parent* (a listener started inside a request must not work in that
     user's name). *request_id* is text off the wire; None or a bad one is minted.
     *ask_actor*, *ask_tenant* and *ask_client* are called with *request* when the
-    value is first wanted, again while they return None, and never raise through.
+    value is first wanted, again while they return None, and never raise through;
+    until *ask_client* answers, *client* holds.
     """
 
     def arrived() -> Context:
@@ -596,6 +630,27 @@ def scope(
         return cell
 
     return _Scope(arrived)
+
+
+def ask(
+    cell: Context,
+    request: object,
+    *,
+    actor: Callable[[Any], object] | None = None,
+    tenant: Callable[[Any], object] | None = None,
+    client: Callable[[Any], object] | None = None,
+) -> None:
+    """
+    Have callables name the caller of a scope that is open, as `scope` has them.
+
+    An actor or tenant that is named already stays. Where a callable waits to be
+    asked, the later one takes its place: it stands nearer to the application.
+    """
+    asks = {"actor": actor, "tenant_id": tenant, "client": client}
+    for name in ("actor", "tenant_id"):
+        if _peek(cell, name) is not None:
+            del asks[name]
+    _put_questions(cell, request, asks)
 
 
 def resume(cell: Context) -> AbstractContextManager[Context]:
@@ -684,6 +739,22 @@ def snapshot() -> Snapshot:
         trace,
         span,
     )
+
+
+def correlation() -> tuple[str, str | None, str | None, str | None]:
+    """
+    Return what a log line takes: (request_id, tenant_id, trace_id, span_id).
+
+    Nobody is asked who the actor is: a line has none.
+    """
+    cell = _CELL.get()
+    if cell is None:
+        trace, span = _from_sources(None) if _sources else (None, None)
+        return sentinel(), None, trace, span
+    trace, span = cell.trace_id, cell.span_id
+    if _sources and (trace is None or span is None):
+        trace, span = _from_sources(cell)
+    return cell.request_id, cell.tenant_id, trace, span
 
 
 Source = Callable[[], Mapping[str, Any]]

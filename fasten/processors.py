@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The sys stream's way in: structlog processors, and the `log` object.
+
+They work before `init()` and after it: an engine binds itself as the sink. What
+becomes of a row lives in `streams`. Nothing here raises into a caller, configures
+structlog, or imports it: it is there if its user is.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from logging import getLogger
+from typing import Any, Final
+
+import attrs
+
+from fasten.context import correlation, current, is_suppressed, sentinel
+from fasten.redact import Redactor
+from fasten.rows import format_timestamp
+from fasten.streams import Draft
+
+__all__ = [
+    "Log",
+    "Sink",
+    "SysTee",
+    "add_correlation",
+    "bind_sink",
+    "chain",
+    "failures",
+    "insert_into_configured",
+    "log",
+    "record",
+    "redact",
+    "remove_from_configured",
+]
+
+EventDict = MutableMapping[str, Any]
+"""A structlog event, as its processors hand it on."""
+
+Processor = Callable[[Any, str, EventDict], EventDict]
+
+logger = getLogger("fasten")
+
+# --- the sink ---------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Sink:
+    """
+    What a running engine offers to the log path.
+
+    *record* takes the draft of a sys row, and `is_printed=False` where stdout shall
+    not have it. *clean* returns a redacted copy of a dict. Neither waits for anything.
+    """
+
+    record: Callable[..., object]
+    clean: Callable[[Mapping[str, object]], dict[str, Any]]
+    service_id: str
+    source_node_id: str
+    tenant_id: str | None = None
+    clock_ns: Callable[[], int] = time.time_ns
+
+
+_EARLY_LINES: Final = 1_000
+
+
+class _Path:
+    """
+    Where lines go: to the engine's sink, or into a buffer until there is one.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Draft, dict[str, bool]]]
+        self._waiting = deque(maxlen=_EARLY_LINES)
+        # Known by its empty names.
+        self.buffer = Sink(
+            record=lambda draft, **how: self._waiting.append((draft, how)),
+            clean=Redactor().clean,
+            service_id="",
+            source_node_id="",
+        )
+        self.sink = self.buffer
+        self.failures = 0
+
+    def replay(self) -> None:
+        """
+        Hand what waited to the sink, under its names.
+        """
+        sink = self.sink
+        while self._waiting:
+            (make, _, *line), how = self._waiting.popleft()
+            sink.record((make, sink, *line), **how)
+
+
+_path = _Path()
+
+
+def bind_sink(sink: Sink | None, *, takes_early: bool = True) -> None:
+    """
+    Send all lines to *sink* from now on; None keeps the last 1,000 for the next one.
+
+    *takes_early* says whether this sink is the one that gets those.
+    """
+    _path.sink = sink or _path.buffer
+    if sink is not None and takes_early:
+        _path.replay()
+
+
+def failures() -> int:
+    """
+    Count the lines so far that could not be recorded.
+    """
+    return _path.failures
+
+
+# --- rows -------------------------------------------------------------------------
+
+_LEVELS: Final = {
+    "debug": "debug",
+    "notset": "debug",
+    "trace": "debug",
+    "info": "info",
+    "msg": "info",
+    "notice": "info",
+    "warn": "warning",
+    "warning": "warning",
+    "error": "error",
+    "err": "error",
+    "exception": "error",
+    "critical": "critical",
+    "fatal": "critical",
+}
+# What structlog and its stdlib bridge keep in an event for themselves.
+_INTERNAL: Final = frozenset(("_from_structlog", "_record", "exc_info", "stack_info"))
+# Columns that a caller's fields of the same name do not decide.
+_OURS: Final = ("level", "service_id", "shape", "source_node_id", "timestamp")
+_RENAMED: Final = frozenset((*_OURS, "event"))
+_TEXTS: Final = ("event", "request_id", "tenant_id", "logger")
+
+
+def record(
+    level: str,
+    event: object,
+    fields: Mapping[str, Any],
+    *,
+    logger_name: str | None = None,
+) -> None:
+    """
+    Record one line of the sys stream: what `log` does, and bridges do.
+
+    *fields* may hold `exc_info`, as in structlog and logging. Never raises.
+    """
+    if is_suppressed():
+        return
+    try:
+        values: dict[str, Any] = {"event": event}
+        for name, value in fields.items():
+            values[f"{name}_" if name in _RENAMED else name] = value
+        if "exc_info" in fields:
+            values = _public(values)
+        sink = _path.sink
+        cleaned = sink.clean(values)
+        at_us = sink.clock_ns() // 1000
+        level = _level(level, fields)
+        sink.record((_row, sink, at_us, level, logger_name, _found(sink), cleaned))
+    except Exception:  # a line must not cost its caller anything
+        _path.failures += 1
+
+
+_Found = tuple[str, str | None, str | None, str | None]
+
+
+def _found(sink: Sink) -> _Found | None:
+    """
+    Return the context of a line; None leaves its id to the engine to come.
+    """
+    return correlation() if sink.service_id or current() is not None else None
+
+
+def _row(
+    sink: Sink,
+    at_us: int,
+    level: str,
+    logger_name: str | None,
+    found: _Found | None,
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """
+    Make the wire form of a line from what its caller's thread noted.
+    """
+    rid, tenant, trace, span = found or (sentinel(), None, None, None)
+    row: dict[str, Any] = {
+        "shape": "sys",
+        "level": level,
+        "event": "",
+        "request_id": rid,
+        "service_id": sink.service_id,
+        "source_node_id": sink.source_node_id,
+        "tenant_id": tenant or sink.tenant_id,
+        "timestamp": format_timestamp(at_us),
+        "logger": logger_name,
+    }
+    if trace is not None:
+        row["trace_id"], row["span_id"] = trace, span
+    ours = [(name, row[name]) for name in _OURS]
+    # Into the row, so that it keeps the order of the wire.
+    row.update(fields)
+    row.update(ours)
+    row["request_id"] = row["request_id"] or rid
+    if not row["event"]:
+        # structlog's EventRenamer was here.
+        row["event"] = row.pop("message", None) or row.pop("msg", None) or ""
+    for name in _TEXTS:
+        if not isinstance(row[name], str | None):
+            row[name] = str(row[name])
+    return row
+
+
+def _level(method: str, event_dict: Mapping[str, Any]) -> str:
+    known = _LEVELS.get(method)
+    if known is not None:
+        return known
+    given = str(event_dict.get("level") or method or "info").lower()[:16]
+    return _LEVELS.get(given, given)
+
+
+def _public(event_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Copy an event without structlog's own entries, its exception spelt out.
+    """
+    public = {k: v for k, v in event_dict.items() if k not in _INTERNAL}
+    if "exception" not in public:
+        text = _exception_text(event_dict.get("exc_info"))
+        if text is not None:
+            public["exception"] = text
+    return public
+
+
+_HEAD_CHARS: Final = 4_000
+_TAIL_CHARS: Final = 12_000
+
+
+def _exception_text(exc_info: object) -> str | None:
+    """
+    Spell an exception with its traceback, cut in the middle; never its locals.
+    """
+    error = exc_info
+    if isinstance(error, tuple):
+        error = error[1] if len(error) > 1 else None
+    elif error is not None and not isinstance(error, BaseException) and error:
+        error = sys.exc_info()[1]
+    if not isinstance(error, BaseException):
+        return None
+    text = "".join(traceback.format_exception(error)).rstrip()
+    if len(text) <= _HEAD_CHARS + _TAIL_CHARS:
+        return text
+    cut = len(text) - _HEAD_CHARS - _TAIL_CHARS
+    return f"{text[:_HEAD_CHARS]}\n... {cut} characters ...\n{text[-_TAIL_CHARS:]}"
+
+
+# --- processors -------------------------------------------------------------------
+
+
+def add_correlation(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
+    """
+    Add request id, service, node, tenant and trace to an event, where it has none.
+    """
+    try:
+        _correlate(_path.sink, event_dict.setdefault)
+    except Exception:  # an event of some type of its own
+        _path.failures += 1
+    return event_dict
+
+
+def _correlate(sink: Sink, put: Callable[[str, Any], Any]) -> None:
+    if not sink.service_id and current() is None:
+        return  # a sentinel of no service would say nothing
+    rid, tenant, trace, span = correlation()
+    put("request_id", rid)
+    if sink.service_id:
+        put("service_id", sink.service_id)
+        put("source_node_id", sink.source_node_id)
+        tenant = tenant or sink.tenant_id
+    if tenant is not None:
+        put("tenant_id", tenant)
+    if trace is not None:
+        put("trace_id", trace)
+        if span is not None:
+            put("span_id", span)
+
+
+def redact(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
+    """
+    Take secrets out of an event, as fasten's own rows are redacted.
+
+    If that fails the values are removed, not passed.
+    """
+    try:
+        if _INTERNAL.isdisjoint(event_dict):
+            return _path.sink.clean(event_dict)
+        kept = {k: event_dict[k] for k in _INTERNAL if k in event_dict}
+        public = {k: v for k, v in event_dict.items() if k not in _INTERNAL}
+        return {**_path.sink.clean(public), **kept}
+    except Exception:  # an event of some type of its own
+        _path.failures += 1
+        return {"event": "", "_redaction_failed": True}
+
+
+class SysTee:
+    """
+    Copy each event into the sys stream, and pass it on unchanged.
+
+    Stands anywhere before the renderer. *is_redacted* spares the copy its own
+    redaction, *is_printed* decides whether stdout gets one: off, where the renderer
+    prints there itself.
+    """
+
+    def __init__(self, *, is_redacted: bool = False, is_printed: bool = True) -> None:
+        self._is_redacted = is_redacted
+        self._is_printed = is_printed
+
+    # One function, written out: each call more is a hundredth of a log line.
+    def __call__(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
+        """
+        Record the event, unless fasten itself is at work here.
+        """
+        if is_suppressed():
+            return event_dict
+        try:
+            sink = _path.sink
+            if "exc_info" in event_dict or "_record" in event_dict:
+                values = sink.clean(_public(event_dict))
+            elif self._is_redacted:
+                # Copied all the same: later processors may change the event.
+                values = dict(event_dict)
+            else:
+                values = sink.clean(event_dict)
+            level = _LEVELS.get(method) or _level(method, event_dict)
+            name = getattr(event_dict.get("_record", logger), "name", None)
+            found = None if "request_id" in values else _found(sink)
+            draft = _row, sink, sink.clock_ns() // 1000, level, name, found, values
+            if self._is_printed:
+                sink.record(draft)
+            else:
+                sink.record(draft, is_printed=False)
+        except Exception:  # a line must not cost its caller anything
+            _path.failures += 1
+        return event_dict
+
+
+def chain() -> list[Processor]:
+    """
+    Return the processors for `structlog.configure(processors=[*chain(), renderer])`.
+
+    Correlation, redaction, and a copy of each event into the sys stream. They may
+    stand there before `init()`.
+    """
+    return [add_correlation, redact, SysTee(is_redacted=True)]
+
+
+# --- the log object ---------------------------------------------------------------
+
+
+class Log:
+    """
+    A structlog-style logger of the sys stream alone.
+
+    Takes an event and fields, interpolates positional arguments, and merges what
+    `structlog.contextvars` holds; the user's structlog chain is not involved.
+    Immutable: `bind` and its kin return a new one. No method raises.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Mapping[str, Any] | None = None) -> None:
+        self._context = dict(context or {})
+
+    def __repr__(self) -> str:
+        return f"<Log bound to {sorted(self._context)}>"
+
+    def bind(self, **fields: Any) -> Log:
+        """
+        Return a logger whose lines also have *fields*.
+        """
+        return Log({**self._context, **fields})
+
+    def unbind(self, *keys: str) -> Log:
+        """
+        Return a logger without *keys*.
+
+        Raises:
+            KeyError: one of them is not bound.
+        """
+        for key in keys:
+            self._context[key]
+        return self.try_unbind(*keys)
+
+    def try_unbind(self, *keys: str) -> Log:
+        """
+        Return a logger without *keys*, bound or not.
+        """
+        return Log({k: v for k, v in self._context.items() if k not in keys})
+
+    def new(self, **fields: Any) -> Log:
+        """
+        Return a logger whose lines have *fields* only.
+        """
+        return Log(fields)
+
+    def log(
+        self, level: str | int, event: object = None, /, *args: Any, **fields: Any
+    ) -> None:
+        """
+        Record a line at *level*, a name or one of the stdlib's numbers.
+        """
+        name = level if isinstance(level, str) else _level_name(level)
+        self._record(name.lower(), event, args, fields)
+
+    def debug(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level debug.
+        """
+        self._record("debug", event, args, fields)
+
+    def info(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level info.
+        """
+        self._record("info", event, args, fields)
+
+    def warning(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level warning.
+        """
+        self._record("warning", event, args, fields)
+
+    warn = warning
+
+    def error(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level error.
+        """
+        self._record("error", event, args, fields)
+
+    def critical(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level critical.
+        """
+        self._record("critical", event, args, fields)
+
+    def exception(self, event: object = None, /, *args: Any, **fields: Any) -> None:
+        """
+        Record a line of level error with the exception being handled.
+        """
+        fields.setdefault("exc_info", True)
+        self._record("error", event, args, fields)
+
+    def _record(
+        self, level: str, event: object, args: tuple[Any, ...], fields: dict[str, Any]
+    ) -> None:
+        if args:
+            event = _interpolated(event, args)
+        ambient = _structlog_contextvars()
+        if ambient or self._context:
+            fields = {**ambient, **self._context, **fields}
+        record(level, event, fields)
+
+
+log: Final = Log()
+"""The logger that needs no set-up; before `init()` its lines wait for the engine."""
+
+
+def _level_name(level: int) -> str:
+    names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+    return next((name for least, name in names if level >= least), "debug")
+
+
+def _interpolated(event: object, args: tuple[Any, ...]) -> object:
+    """
+    Apply positional arguments as logging and structlog do.
+    """
+    values = args[0] if len(args) == 1 and isinstance(args[0], Mapping) else args
+    try:
+        return str(event) % (values or args)
+    except Exception:  # a wrong format is no reason to lose the line
+        return f"{event} {len(args)} arguments that do not fit"
+
+
+def _structlog_contextvars() -> dict[str, Any]:
+    # Nobody has bound any where structlog was never imported.
+    module = sys.modules.get("structlog.contextvars")
+    return {} if module is None else module.get_contextvars()
+
+
+# --- a structlog that is configured already ---------------------------------------
+
+
+class _Insertion:
+    """
+    The processors that `init()` put into the user's own list.
+    """
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.processors: list[Any] = []
+        self.added: list[Any] = []
+
+
+_insertion = _Insertion()
+
+
+def insert_into_configured() -> bool:
+    """
+    Put correlation and tee before the renderer of the configured structlog.
+
+    Its list of processors is changed in place, so that cached loggers see it.
+    Nothing is doubled. Without a configured structlog, nothing happens.
+
+    Returns:
+        Whether a tee is in the chain now.
+    """
+    structlog = sys.modules.get("structlog")
+    if structlog is None or not structlog.is_configured():
+        return False
+    processors = structlog.get_config()["processors"]
+    if not isinstance(processors, list):
+        logger.warning(
+            "structlog is configured with a %s of processors, which cannot be changed "
+            "in place; put *fasten.processors.chain() before your renderer",
+            type(processors).__name__,
+        )
+        return False
+    with _insertion.guard:
+        return _insert(processors)
+
+
+def _insert(processors: list[Any]) -> bool:
+    if any(isinstance(processor, SysTee) for processor in processors):
+        return True
+    if not processors:
+        return False
+    added: list[Any] = [add_correlation, SysTee()]
+    if add_correlation in processors:
+        added = added[1:]
+    # One operation: a thread that is logging sees all of it or nothing.
+    processors[-1:-1] = added
+    _insertion.processors, _insertion.added = processors, added
+    return True
+
+
+def remove_from_configured() -> None:
+    """
+    Take out again what `insert_into_configured` put in.
+    """
+    with _insertion.guard:
+        ours = {id(processor) for processor in _insertion.added}
+        left = [p for p in _insertion.processors if id(p) not in ours]
+        _insertion.processors[:] = left
+        _insertion.processors, _insertion.added = [], []

@@ -581,6 +581,47 @@ class TestScope:
 
         assert ("told", "1") == (ctx.actor, ctx.tenant_id)
 
+    def test_what_is_known_holds_until_a_callable_answers(self) -> None:
+        """
+        The peer's address stands in while nobody names a better client.
+        """
+        request: dict[str, str] = {}
+        with scope("r", client="peer", request=request, ask_client=dict.popitem) as ctx:
+            early = ctx.client
+            with bind(method="ui") as child:
+                inherited = child.client
+            context.ask(ctx, request, client=lambda r: r.get("client"))
+            later = ctx.client
+            request["client"] = "told"
+
+        assert ("peer", "peer", "peer", "told") == (
+            early,
+            inherited,
+            later,
+            ctx.client,
+        )
+
+    def test_an_inner_middleware_asks_too(self) -> None:
+        """
+        Callables may come when the scope is open: the later takes the other's place.
+        """
+        with scope("r", request=1, ask_actor=lambda _: "outer") as ctx:
+            context.ask(ctx, "ann", actor=str, tenant=len)
+            names = ctx.actor, ctx.tenant_id
+
+        assert ("ann", "3") == names
+        assert Context is type(ctx)
+
+    def test_an_inner_middleware_does_not_rename(self) -> None:
+        """
+        Who is named already stays, whatever a later callable would say.
+        """
+        with scope("r") as ctx:
+            identify(actor="told", tenant_id="acme")
+            context.ask(ctx, "asked", actor=str, tenant=str)
+
+        assert ("told", "acme") == (ctx.actor, ctx.tenant_id)
+
     def test_a_child_goes_on_asking(self) -> None:
         """
         A copied cell asks for itself what its parent has not been told.
@@ -629,6 +670,26 @@ class TestScope:
             identify(actor="ann")
 
         assert (None, "ann") == (current(), ctx.actor)
+
+
+class TestTrust:
+    """
+    FASTEN_TRUST_REQUEST_ID, as the HTTP shims read it.
+    """
+
+    def test_ids_are_trusted_unless_told_otherwise(self) -> None:
+        """
+        `init()` sets the switch; without one, callers' ids are taken over.
+        """
+        seen = [context.trusts_request_ids()]
+        try:
+            for is_trusted in (False, True):
+                context.trust_request_ids(is_trusted)
+                seen.append(context.trusts_request_ids())
+        finally:
+            context.trust_request_ids(True)
+
+        assert [True, False, True] == seen
 
 
 class TestIdentify:

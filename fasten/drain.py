@@ -15,13 +15,22 @@ import time
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import attrs
 
-__all__ = ["Backoff", "Batch", "Drainer", "Fault", "Lane", "Source", "Ticket", "Watchdog"]
+__all__ = [
+    "Backoff",
+    "Batch",
+    "Drainer",
+    "Fault",
+    "Lane",
+    "Source",
+    "Ticket",
+    "Watchdog",
+]
 
 logger = logging.getLogger("fasten")
 
@@ -72,6 +81,18 @@ class Source(Protocol):
     def depth(self) -> int:
         """
         Return how many rows wait.
+        """
+
+    @property
+    def last_index(self) -> int:
+        """
+        Return the index of the newest row.
+        """
+
+    @property
+    def acked(self) -> int:
+        """
+        Return the index up to which rows are delivered.
         """
 
 
@@ -317,7 +338,9 @@ class Drainer:
         self._delivering = threading.Lock()
         self._progress = threading.Condition(threading.Lock())
 
-    def every(self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0) -> None:
+    def every(
+        self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0
+    ) -> None:
         """
         Run *chore* in the thread, *first_s* from now and then each *interval_s*.
         """
@@ -400,7 +423,7 @@ class Drainer:
             return
         with self._suppress():
             while self._clock() < deadline:
-                if not any([self._serve(lane) for lane in self.lanes]):
+                if not self._serve_all():
                     return
 
     def after_fork_in_child(self) -> None:
@@ -428,7 +451,7 @@ class Drainer:
     def _loop(self) -> None:
         busy_at = self._clock()
         while True:
-            worked = any([self._serve(lane) for lane in self.lanes])
+            worked = self._serve_all()
             self._run_chores()
             now = self._clock()
             if worked:
@@ -441,6 +464,10 @@ class Drainer:
             else:
                 self._sleep(busy_at + self._idle_s - now)
 
+    def _serve_all(self) -> bool:
+        # Every lane gets its turn: any() alone would stop at the first that worked.
+        return any([self._serve(lane) for lane in self.lanes])  # noqa: C419
+
     def _serve(self, lane: Lane) -> bool:
         """
         Make one attempt at the lane's next batch and tickets; true on progress.
@@ -450,7 +477,9 @@ class Drainer:
                 worked = self._serve_batch(lane) if self._is_due(lane) else False
                 return self._serve_tickets(lane) or worked
         except Exception as error:  # a thread's top: report, go on, lose nothing
-            self._note(lane, Fault("transient", f"{type(error).__name__} in the drainer"))
+            self._note(
+                lane, Fault("transient", f"{type(error).__name__} in the drainer")
+            )
             logger.debug("fasten %s: drainer error", lane.name, exc_info=True)
             return False
 
@@ -520,7 +549,7 @@ class Drainer:
         lane.pending.appendleft(Rows([], batch.last, batch.missing))
 
     def _serve_tickets(self, lane: Lane) -> bool:
-        claimed = []
+        claimed: list[Ticket] = []
         while lane.tickets and len(claimed) < self._batch_rows:
             ticket = lane.tickets.popleft()
             if ticket.claim():
@@ -564,7 +593,9 @@ class Drainer:
         if known is None:
             lane.fault_since = self._clock()
         if known is None or known.message != fault.message:
-            logger.warning("fasten %s: %s; rows are kept and retried", lane.name, fault.message)
+            logger.warning(
+                "fasten %s: %s; rows are kept and retried", lane.name, fault.message
+            )
 
     def _recovered(self, lane: Lane) -> None:
         lane.backoff.reset()
@@ -577,7 +608,11 @@ class Drainer:
         Wait for a wake, a retry or a chore; never longer than *longest_s*.
         """
         now = self._clock()
-        dues = [lane.retry_at for lane in self.lanes if lane.fault is not None and lane.has_work]
+        dues = [
+            lane.retry_at
+            for lane in self.lanes
+            if lane.fault is not None and lane.has_work
+        ]
         dues += [chore.due for chore in self._chores]
         wait = max(0.0, min([longest_s, *(due - now for due in dues)]))
         self.is_asleep = True
@@ -585,16 +620,17 @@ class Drainer:
         if self._has_ready_work():
             self.is_asleep = False
             return
-        try:
+        with suppress(Empty):
             self._wakes.get(timeout=wait)
-        except Empty:
-            pass
         self.is_asleep = False
 
     def _has_ready_work(self) -> bool:
         if self._is_closing:
             return True
-        return any(lane.has_work and (lane.fault is None or lane.tickets) for lane in self.lanes)
+        return any(
+            lane.has_work and (lane.fault is None or lane.tickets)
+            for lane in self.lanes
+        )
 
     def _run_chores(self) -> None:
         now = self._clock()

@@ -18,18 +18,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from uuid import UUID
 
-import attrs
-
-from fasten import codes, context, processors, spool
+from fasten import codes, context, processors
 from fasten.codes import ActorKind, Method, Outcome, Registry, Severity
-from fasten.context import is_suppressed, snapshot, suppressed
-from fasten.drain import Batch, Drainer, Fault, Lane, Ticket, Watchdog
+from fasten.context import snapshot
+from fasten.delivery import Delivery
 from fasten.errors import (
     AuditStoreError,
     FastenError,
@@ -37,25 +33,22 @@ from fasten.errors import (
     InvalidQuery,
     NotInitialized,
     QueueFull,
-    SettingsError,
     UnknownCode,
 )
 from fasten.redact import Redactor
 from fasten.rows import (
     AUDIT_COLUMNS,
-    WIRE_VERSION,
     Page,
     Pending,
     Query,
     UlidMinter,
-    format_timestamp,
     quote,
 )
 from fasten.settings import Dsn, Settings, parse_dsn
-from fasten.streams import BoundedQueue, LineWriter, Ring, Stream
+from fasten.streams import LineWriter, Ring, Stream
 
 if TYPE_CHECKING:
-    from fasten.repository import AuditRepository, Database, StreamRepository, Writer
+    from fasten.repository import AuditRepository, StreamRepository
 
 __all__ = [
     "Engine",
@@ -144,7 +137,7 @@ class Engine:
 
     # The hot path: one function, written out. What it calls is measured in
     # benchmarks/; a helper more costs a tenth of it.
-    def emit(  # noqa: PLR0913, PLR0917  (the 5 Ws + H are that many)
+    def emit(
         self,
         code: str,
         target: str | int | UUID,
@@ -341,8 +334,24 @@ class Engine:
         self._enqueue(tuple(row))
         return id_
 
+    def stored(self, rows: Sequence[tuple[Any, ...]], *, is_sealed: bool) -> None:
+        """
+        Print rows that have arrived; keep them in the ring where there is no store.
+        """
+        entries = self.registry.entries
+        lines = self.lines if "audit" in self.settings.stdout else None
+        for row in rows:
+            if not is_sealed:
+                self.audit_ring.append(_audit_dict(row))
+            if lines is not None:
+                entry = entries.get(row[_CODE])
+                with_detail = entry is None or not entry.pii_in_detail
+                lines.put(audit_line(row, with_detail=with_detail))
+
     def _refuse_closed(self) -> None:
-        raise NotInitialized("fasten is closed; call fasten.init() again before emitting")
+        raise NotInitialized(
+            "fasten is closed; call fasten.init() again before emitting"
+        )
 
     def _overflow(self, payload: bytes, row: tuple[Any, ...]) -> None:
         """
@@ -372,7 +381,7 @@ class Engine:
             raise TypeError("emit(connection=) is not available in this version")
         delivery = self.delivery
         id_ = str(row[0])
-        if delivery is None or delivery.audit is None:
+        if delivery is None or not delivery.has_store:
             self._enqueue(row)
             return id_
         fault = delivery.store_now(row)
@@ -436,7 +445,9 @@ class Engine:
             "request_id": context.accept(fields.pop("request_id", None)) or rid,
             "service_id": self.settings.service_id,
             "source_node_id": self.settings.node_id,
-            "tenant_id": fields.pop("tenant_id", None) or tenant or self.settings.tenant_id,
+            "tenant_id": fields.pop("tenant_id", None)
+            or tenant
+            or self.settings.tenant_id,
             "actor": fields.pop("actor", None) or who,
             "client": fields.pop("client", None) or origin,
             "bytes": fields.pop("bytes", None),
@@ -480,21 +491,18 @@ class Engine:
         if query.stream == "audit":
             return self._answer_audit(query)
         stream = self.sys if query.stream == "sys" else self.api
-        repository = self.delivery.durable.get(query.stream) if self.delivery else None
-        if repository is None:
+        delivery = self.delivery
+        if delivery is None or query.stream not in delivery.queues:
             return stream.ring.query(query)
-        return self._read(lambda: repository.query(query), query.stream)
+        return delivery.read(
+            lambda: delivery.stream_store(query.stream).query(query), query.stream
+        )
 
     def _answer_audit(self, query: Query) -> Page:
         delivery = self.delivery
-        if delivery is None or delivery.audit is None:
+        if delivery is None or not delivery.has_store:
             return self.audit_ring.query(query)
-        repository = delivery.audit
-        return self._read(lambda: repository.query(query), "audit")
-
-    def _read(self, ask: Callable[[], Page], stream: str) -> Page:
-        assert self.delivery is not None
-        return self.delivery.read(ask, stream)
+        return delivery.read(lambda: delivery.audit.query(query), "audit")
 
     def trail(self, request_id: str) -> list[Any]:
         """
@@ -505,7 +513,11 @@ class Engine:
             cursor: str | None = None
             while True:
                 page = self.query(
-                    stream, limit=1000, cursor=cursor, order="asc", request_id=request_id
+                    stream,
+                    limit=1000,
+                    cursor=cursor,
+                    order="asc",
+                    request_id=request_id,
                 )
                 rows += page.rows
                 cursor = page.next
@@ -561,7 +573,9 @@ class Engine:
         """
         Return the counters.
         """
-        return {} if self.delivery is None else self.delivery.stats()
+        if self.delivery is None:
+            return {}
+        return {**self.delivery.stats(), "mistakes": self.mistakes}
 
     def health(self) -> dict[str, Any]:
         """
@@ -601,551 +615,17 @@ def _choose(name: str, value: object, known: Mapping[str, str]) -> str:
     return found
 
 
-# --- from the spool to the store -----------------------------------------------------
-
-
-class Delivery:
-    """
-    What carries an engine's rows: spool, queues, drainers and the stores they feed.
-
-    Streams on one server share a drainer thread and a connection. Nothing is opened
-    and no thread starts before the first row, unless a dead process left some.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        settings = self._settings = engine.settings
-        self._engine = engine
-        self._drops = bytearray()
-        self._drops_told = 0
-        self._dropped_at = 0.0
-        self._last_error: str | None = None
-        self._replayed = 0
-        self.directory = spool_directory(settings)
-        self.spool = self._make_spool()
-        self.queues: dict[str, BoundedQueue] = {}
-        self.durable: dict[str, StreamRepository] = {}
-        self.audit: AuditRepository | None = None
-        self._servers: dict[str, Database] = {}
-        self._drainers: dict[str, Drainer] = {}
-        self.lane = self._audit_lane()
-        self.drainer = self._drainer_for(settings.audit_dsn)
-        self.drainer.lanes.append(self.lane)
-        self._stream_lanes()
-        if self.audit is not None:
-            self.drainer.every(ADOPT_S, self.adopt)
-        self.drainer.every(1.0, self._tell_drops, first_s=1.0)
-
-    # -- wiring --
-
-    def _make_spool(self) -> spool.Spool:
-        settings = self._settings
-        return spool.Spool(
-            self.directory if settings.spool and settings.audit_dsn else None,
-            service=settings.service_id,
-            node=settings.node_id,
-            store=settings.audit_dsn.fingerprint if settings.audit_dsn else "",
-            max_bytes=settings.spool_max_bytes,
-            capacity=settings.queue_capacity,
-            durability=settings.durability,  # type: ignore[arg-type]
-        )
-
-    def _audit_lane(self) -> Lane:
-        if self._settings.audit_dsn is None:
-            return Lane("audit", self.spool, self._deliver_nowhere, _no_problem)
-        self.audit = self._audit_repository(self._settings.audit_dsn)
-        return Lane(
-            "audit",
-            self.spool,
-            self._deliver_audit,
-            self._classify(self.audit.database),
-            settled=self._print_audit,
-            quarantine=self._set_aside,
-            deliver_ticket=self._deliver_ticket,
-        )
-
-    def _audit_repository(self, dsn: Dsn) -> AuditRepository:
-        # SQLAlchemy itself is loaded by the drainer, at its first connection.
-        from fasten.repository import AuditRepository
-
-        return AuditRepository(dsn, self._database(dsn))
-
-    def _stream_lanes(self) -> None:
-        from fasten.repository import StreamRepository
-
-        dsns = {"sys": self._settings.sys_dsn, "api": self._settings.api_dsn}
-        for name, dsn in dsns.items():
-            if dsn is None:
-                continue
-            database = self._database(dsn)
-            repository = StreamRepository(dsn, name, database)  # type: ignore[arg-type]
-            queue = BoundedQueue(self._settings.queue_capacity)
-            self.durable[name], self.queues[name] = repository, queue
-            self._drainer_for(dsn).lanes.append(
-                Lane(
-                    name,
-                    queue,
-                    lambda batch, to=repository: to.append([row for _, row in batch.rows]),
-                    self._classify(database),
-                )
-            )
-
-    def _database(self, dsn: Dsn) -> Database:
-        from fasten.repository import Database
-
-        key = _server(dsn)
-        if key not in self._servers:
-            self._servers[key] = Database(dsn)
-        return self._servers[key]
-
-    def _drainer_for(self, dsn: Dsn | None) -> Drainer:
-        key = _server(dsn) if dsn else ""
-        if key not in self._drainers:
-            self._drainers[key] = self._make_drainer(self._servers.get(key))
-        return self._drainers[key]
-
-    def _make_drainer(self, database: Database | None) -> Drainer:
-        if database is None:
-            return Drainer([], name="fasten-drain-audit", suppress=suppressed)
-        watchdog = Watchdog(database.abort, WATCHDOG_S)
-        return Drainer(
-            [],
-            name="fasten-drain-audit",
-            guard=watchdog.guard,
-            suppress=suppressed,
-            idle=database.release,
-            idle_s=IDLE_S,
-        )
-
-    @staticmethod
-    def _classify(database: Database) -> Callable[[BaseException], Fault]:
-        return lambda error: Fault(*database.problem(error))
-
-    @property
-    def writer(self) -> Writer:
-        """
-        Return who this process is to the store.
-        """
-        from fasten.repository import Writer
-
-        settings = self._settings
-        return Writer(self.spool.writer_id, settings.service_id, settings.node_id)
-
-    def start(self) -> None:
-        """
-        Start delivering at once where a dead process left rows.
-        """
-        if self.audit is not None and spool.has_foreign(self.directory):
-            self.drainer.start()
-
-    # -- delivering: in the drainer's thread --
-
-    def _deliver_audit(self, batch: Batch) -> list[tuple[Any, ...]]:
-        assert self.audit is not None
-        stored = self.audit.append(self.writer, batch.rows, batch.last, pause=self._breathe)
-        self._tell_missing(self.spool.writer_id, batch)
-        self.spool.maintain()
-        return stored
-
-    def _deliver_ticket(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        assert self.audit is not None
-        return self.audit.append(self.writer, [(0, row) for row in rows], 0)
-
-    def _deliver_nowhere(self, batch: Batch) -> None:
-        """
-        Print and keep in the ring what has no store to go to.
-        """
-        settings = self._settings
-        rows = [_unsealed(row, settings) for _, row in batch.rows]
-        self._print_audit(rows)
-        for row in rows:
-            self._engine.audit_ring.append(_audit_dict(row))
-
-    def _breathe(self) -> None:
-        # A tight loop here delays other threads' wake-ups by milliseconds; when rows
-        # pile up, delivering them comes first.
-        if self.spool.depth * 2 < self._settings.queue_capacity:
-            time.sleep(PAUSE_S)
-
-    def _print_audit(self, rows: list[tuple[Any, ...]]) -> None:
-        lines = self._engine.lines
-        if lines is None or "audit" not in self._settings.stdout:
-            return
-        hidden = self._engine.registry.entries
-        for row in rows:
-            entry = hidden.get(row[_CODE])
-            lines.put(audit_line(row, with_detail=not (entry and entry.pii_in_detail)))
-
-    def _tell_missing(self, writer_id: str, batch: Batch) -> None:
-        for first, last in batch.missing:
-            self._engine.emit_own(
-                "AUDIT_ROWS_DROPPED",
-                writer_id,
-                {"writer": writer_id, "from": first, "to": last, "count": last - first + 1},
-            )
-
-    def _set_aside(self, row: tuple[int, Any], fault: Fault) -> None:
-        self._last_error = fault.message
-        spool.quarantine(self.directory, self.spool.writer_id, row, fault.message)
-        pending = Pending(*row[1])
-        self._engine.emit_own(
-            "AUDIT_ROW_QUARANTINED",
-            pending.id,
-            {"id": pending.id, "code": pending.code, "reason": fault.message},
-        )
-
-    # -- dead writers --
-
-    def adopt(self) -> None:
-        """
-        Take over the journals of processes of this service that are gone.
-        """
-        settings = self._settings
-        assert settings.audit_dsn is not None
-        self._retire_adopted()
-        for orphan in spool.adopt(
-            self.directory,
-            service=settings.service_id,
-            store=settings.audit_dsn.fingerprint,
-            now=time.time,
-        ):
-            self.drainer.lanes.append(self._orphan_lane(orphan))
-
-    def _orphan_lane(self, orphan: spool.Orphan) -> Lane:
-        from fasten.repository import Writer
-
-        assert self.audit is not None
-        repository = self.audit
-        writer = Writer(orphan.writer_id, orphan.service, orphan.node)
-
-        def deliver(batch: Batch) -> list[tuple[Any, ...]]:
-            stored = repository.append(writer, batch.rows, batch.last, pause=self._breathe)
-            self._replayed += len(stored)
-            self._tell_missing(orphan.writer_id, batch)
-            return stored
-
-        return Lane(
-            f"audit replay {orphan.writer_id[:8]}",
-            _OrphanSource(orphan),
-            deliver,
-            self._classify(repository.database),
-            settled=self._print_audit,
-            quarantine=self._set_aside,
-        )
-
-    def _retire_adopted(self) -> None:
-        for lane in list(self.drainer.lanes):
-            source = lane.source
-            if isinstance(source, _OrphanSource) and source.retire():
-                self.drainer.lanes.remove(lane)
-
-    # -- drops --
-
-    def drop(self) -> None:
-        """
-        Count a row that found no room: exact, and safe when re-entered.
-        """
-        # Appending to a bytearray is one step to the interpreter; `n += 1` is not.
-        self._drops.append(0)
-        self._dropped_at = time.monotonic()
-
-    def _tell_drops(self) -> None:
-        """
-        Write the row that says how many rows were dropped, once one has room.
-        """
-        dropped = len(self._drops)
-        fresh = dropped - self._drops_told
-        if fresh and self.spool.has_room:
-            self._drops_told = dropped
-            logger.warning("fasten audit: %d rows dropped, spool and queue full", fresh)
-            self._engine.emit_own(
-                "AUDIT_ROWS_DROPPED", self.spool.writer_id, {"count": fresh}
-            )
-
-    # -- callers' threads --
-
-    def wake_streams(self) -> None:
-        """
-        Let the drainers of durable sys and api streams look.
-        """
-        for drainer in self._drainers.values():
-            if drainer.is_asleep or not drainer.is_running:
-                if any(queue.depth for queue in self.queues.values()):
-                    drainer.wake()
-
-    def store_now(self, row: tuple[Any, ...]) -> Fault | None:
-        """
-        Wait for the store's answer to one row; None when it is stored.
-        """
-        ticket = Ticket(row)
-        self.drainer.submit(self.lane, ticket)
-        if ticket.wait(TICKET_S):
-            return ticket.fault
-        if ticket.withdraw():
-            known = self.lane.fault
-            why = known.message if known else f"no answer in {TICKET_S:.0f} s"
-            return Fault("transient", why)
-        # It is in a transaction now: only the store knows.
-        if ticket.wait(WATCHDOG_S):
-            return ticket.fault
-        return Fault("transient", "the store did not answer", is_ambiguous=True)
-
-    def flush(self, timeout_s: float) -> bool:
-        """
-        Wait until what was queued before the call is stored.
-        """
-        deadline = time.monotonic() + timeout_s
-        targets = [
-            (drainer, lane, lane.source.last_index)
-            for drainer in self._drainers.values()
-            for lane in drainer.lanes
-            if not isinstance(lane.source, _OrphanSource)
-        ]
-        for drainer, lane, target in targets:
-            lane.retry_at = 0.0
-            left = deadline - time.monotonic()
-            if not drainer.wait_for(lambda la=lane, t=target: la.source.acked >= t, left):
-                return False
-        return True
-
-    def close(self, timeout_s: float) -> bool:
-        """
-        Stop all drainers within *timeout_s*; true when everything is stored.
-        """
-        deadline = time.monotonic() + timeout_s
-        done = True
-        for drainer in self._drainers.values():
-            left = max(0.05, (deadline - time.monotonic()) * 0.75)
-            done = drainer.close(left) and done
-            if not drainer.is_running:
-                self._release(drainer)
-        if not self.drainer.is_running:
-            self.spool.close()
-        return done
-
-    def _release(self, drainer: Drainer) -> None:
-        for key, known in self._drainers.items():
-            if known is drainer and key in self._servers:
-                self._servers[key].release()
-
-    def after_fork_in_child(self) -> None:
-        """
-        Leave the parent's rows, files and connections to the parent.
-        """
-        self._drops, self._drops_told = bytearray(), 0
-        self.spool.after_fork_in_child()
-        for queue in self.queues.values():
-            queue.clear()
-        for database in self._servers.values():
-            database.after_fork_in_child()
-        for drainer in self._drainers.values():
-            drainer.lanes = [
-                lane for lane in drainer.lanes if not isinstance(lane.source, _OrphanSource)
-            ]
-            drainer.after_fork_in_child()
-
-    # -- reading --
-
-    def read(self, ask: Callable[[], Page], stream: str) -> Page:
-        """
-        Ask a store; say so when rows are still on their way to it.
-
-        Raises:
-            AuditStoreError: the store cannot be read now.
-        """
-        try:
-            page = ask()
-        except (InvalidQuery, FileNotFoundError):
-            if self._is_unborn(stream):
-                return Page(rows=[], completeness="store-degraded")
-            raise
-        except Exception as error:  # the driver's: told without its DSN
-            database = self.durable[stream].database if stream in self.durable else None
-            database = database or self.audit.database  # type: ignore[union-attr]
-            problem = database.problem(error)
-            raise AuditStoreError(
-                f"the {stream} store cannot be read: {problem.message}"
-            ) from None
-        if any(lane.fault for drainer in self._drainers.values() for lane in drainer.lanes):
-            return attrs.evolve(page, completeness="store-degraded")
-        return page
-
-    def _is_unborn(self, stream: str) -> bool:
-        dsn = getattr(self._settings, f"{stream}_dsn")
-        return bool(dsn and dsn.path and not os.path.exists(dsn.path))
-
-    # -- telling --
-
-    def stats(self) -> dict[str, Any]:
-        """
-        Return the counters of the audit stream.
-        """
-        lanes = [lane for drainer in self._drainers.values() for lane in drainer.lanes]
-        fault = self.lane.fault
-        return {
-            "emitted": self.spool.last_index + len(self._drops),
-            "stored": self.lane.delivered,
-            "retried": sum(lane.retried for lane in lanes),
-            "spooled": self.spool.spooled,
-            "replayed": self._replayed,
-            "quarantined": sum(lane.quarantined for lane in lanes),
-            "dropped": len(self._drops),
-            "depth": self.spool.depth,
-            "capacity": self.spool.capacity,
-            "high_water": self.spool.high_water,
-            "last_error": fault.message if fault else self._last_error,
-            "oldest_undelivered_s": self.spool.oldest_s(),
-            "mistakes": self._engine.mistakes,
-        }
-
-    def health(self) -> dict[str, Any]:
-        """
-        Say whether rows are being delivered, and if not, why.
-        """
-        now = time.monotonic()
-        reasons = [
-            f"{lane.name}: {lane.fault.message}"
-            for drainer in self._drainers.values()
-            for lane in drainer.lanes
-            if lane.fault is not None
-        ]
-        fault = self.lane.fault
-        busy = self.lane.busy_since
-        if fault is None and busy is not None and now - busy > _HUNG_S:
-            reasons.append(f"audit: the store has not answered for {now - busy:.0f} s")
-        is_dropping = len(self._drops) > 0 and now - self._dropped_at < 5.0
-        if is_dropping:
-            reasons.append(f"audit: {len(self._drops)} rows dropped so far")
-        return {
-            "state": self._state(reasons, fault, is_dropping),
-            "reasons": reasons,
-            "spool": self.spool.mode,
-            **self.stats(),
-        }
-
-    def _state(self, reasons: list[str], fault: Fault | None, is_dropping: bool) -> str:
-        if is_dropping:
-            return "failing"
-        if not reasons:
-            return "ok"
-        if self.spool.mode == "memory":
-            return "failing"
-        return "degraded" if fault is None or fault.kind == "setup" else "spool_only"
-
-
 _CODE: Final = AUDIT_COLUMNS.index("code")
 _DETAIL: Final = AUDIT_COLUMNS.index("detail")
 _SALT: Final = AUDIT_COLUMNS.index("salt")
-_HUNG_S: Final = 10.0
-
-
-class _OrphanSource:
-    """
-    A dead writer's journal as a lane's source.
-    """
-
-    def __init__(self, orphan: spool.Orphan) -> None:
-        self._orphan = orphan
-        self._batches: Any = None
-        self._is_read = False
-        self._taken = 0
-        self.acked = 0
-        self.last_index = 0
-
-    @property
-    def depth(self) -> int:
-        """
-        Return 1 until the journal's end was met and delivered.
-        """
-        return 0 if self._is_read and self.acked >= self._taken else 1
-
-    def take(self, limit: int) -> Batch | None:
-        """
-        Return the next batch of the journal, or None at its end.
-        """
-        if self._batches is None:
-            self._batches = self._orphan.batches(self._orphan.acked, limit)
-        batch: Batch | None = next(self._batches, None)
-        if batch is None:
-            self._is_read = True
-            self._orphan.done()
-        else:
-            self._taken = batch.last
-        return batch
-
-    def ack(self, index: int) -> None:
-        """
-        Note that the batch is delivered.
-        """
-        self.acked = index
-        self._orphan.ack(index)
-
-    def retire(self) -> bool:
-        """
-        Let go of a journal that is delivered; true when that is so.
-        """
-        if self.depth:
-            return False
-        self._orphan.release()
-        return True
-
-
-def spool_directory(settings: Settings) -> Path:
-    """
-    Return where the journals of a service stand.
-
-    Beside the SQLite file; for Postgres below the XDG state directory.
-    """
-    if settings.spool_dir is not None:
-        return Path(settings.spool_dir)
-    dsn = settings.audit_dsn
-    if dsn is not None and dsn.path is not None:
-        return Path(f"{dsn.path}.spool")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state) / "fasten" / settings.service_id
-
-
-def _server(dsn: Dsn) -> str:
-    """
-    Name what streams may share: one file, or one login on one server.
-    """
-    if dsn.path is not None:
-        return dsn.path
-    return sha256(dsn.conninfo().encode()).hexdigest()
-
-
-def _no_problem(error: BaseException) -> Fault:
-    return Fault("transient", f"{type(error).__name__} while printing")
-
-
-def _unsealed(row: Sequence[Any], settings: Settings) -> tuple[Any, ...]:
-    """
-    Lay a row out in columns where nothing numbers and seals it.
-    """
-    values = Pending(*row)._asdict()
-    values["timestamp"] = format_timestamp(values.pop("timestamp_us"))
-    values |= {
-        "wire_version": WIRE_VERSION,
-        "origin_id": values["id"],
-        "service_id": settings.service_id,
-        "source_node_id": settings.node_id,
-    }
-    return tuple(values.get(name) for name in AUDIT_COLUMNS)
-
-
-def _audit_dict(row: Sequence[Any]) -> dict[str, Any]:
-    values = dict(zip(AUDIT_COLUMNS, row, strict=True))
-    values["detail"] = json.loads(values["detail"]) if values["detail"] else None
-    return values
-
-
 _PREFIXES: Final = tuple(f'"{name}":' for name in AUDIT_COLUMNS)
 
 
 def audit_line(row: Sequence[Any], *, with_detail: bool = True) -> str:
     """
-    Spell a row as one NDJSON line, without its salt.
+    Spell a row, in the order of AUDIT_COLUMNS, as one NDJSON line without its salt.
 
-    The salt is what keeps a digest of an erased value from being guessed.
+    The salt is what keeps the digest of an erased value from being guessed.
     """
     parts = ['{"shape":"audit"']
     for index, value in enumerate(row):
@@ -1157,6 +637,12 @@ def audit_line(row: Sequence[Any], *, with_detail: bool = True) -> str:
             text = quote(value) if isinstance(value, str) else str(value)
         parts.append(_PREFIXES[index] + text)
     return ",".join(parts) + "}"
+
+
+def _audit_dict(row: Sequence[Any]) -> dict[str, Any]:
+    values = dict(zip(AUDIT_COLUMNS, row, strict=True))
+    values["detail"] = json.loads(values["detail"]) if values["detail"] else None
+    return values
 
 
 # --- the default engine ----------------------------------------------------------------
@@ -1246,6 +732,7 @@ def _make(settings: Settings) -> Engine:
     codes.registry.configure(paths)
     engine = Engine(settings)
     context.set_service(settings.service_id)
+    context.trust_request_ids(settings.trust_request_id)
     if settings.log:
         processors.insert_into_configured()
     _survive(engine)
@@ -1273,7 +760,7 @@ def _survive(engine: Engine) -> None:
         os.register_at_fork(after_in_child=in_child)
 
 
-def emit(  # noqa: PLR0913, PLR0917
+def emit(
     code: str,
     target: str | int | UUID,
     *,
@@ -1343,7 +830,9 @@ def query(stream: str = "audit", *, dsn: str | None = None, **filters: Any) -> P
     """
     if dsn is None:
         return default().query(stream, **filters)
-    return read_store(parse_dsn(dsn, cwd=Path.cwd(), table=f"{stream}_log"), stream, filters)
+    return read_store(
+        parse_dsn(dsn, cwd=Path.cwd(), table=f"{stream}_log"), stream, filters
+    )
 
 
 def read_store(dsn: Dsn, stream: str, filters: Mapping[str, Any]) -> Page:

@@ -1,0 +1,621 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How an engine's rows get from the spool to their stores: the carriers, wired.
+
+What a row is made of lives in `engine`; each carrier, in its own module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import attrs
+
+from fasten import spool
+from fasten.context import suppressed
+from fasten.drain import Batch, Drainer, Fault, Lane, Ticket, Watchdog
+from fasten.errors import AuditStoreError, InvalidQuery
+from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
+from fasten.settings import Dsn, Settings
+from fasten.streams import BoundedQueue
+
+if TYPE_CHECKING:
+    from fasten.repository import AuditRepository, Database, StreamRepository, Writer
+
+__all__ = ["Delivery", "Host", "spool_directory", "unsealed"]
+
+logger = logging.getLogger("fasten")
+
+WATCHDOG_S: Final = 12.0
+TICKET_S: Final = 5.0
+ADOPT_S: Final = 30.0
+IDLE_S: Final = 30.0
+PAUSE_S: Final = 0.00005
+
+
+class Host(Protocol):
+    """
+    What a delivery asks of the engine that it works for.
+    """
+
+    settings: Settings
+
+    def emit_own(self, code: str, target: str, detail: Mapping[str, Any]) -> str:
+        """
+        Record something that fasten itself did.
+        """
+
+    def stored(self, rows: Sequence[tuple[Any, ...]], *, is_sealed: bool) -> None:
+        """
+        Show rows, in the order of AUDIT_COLUMNS, that have arrived.
+        """
+
+
+class Delivery:
+    """
+    What carries an engine's rows: spool, queues, drainers and the stores they feed.
+
+    Streams on one server share a drainer thread and a connection. Nothing is opened
+    and no thread starts before the first row, unless a dead process left some.
+    """
+
+    def __init__(self, host: Host) -> None:
+        settings = self._settings = host.settings
+        self._host = host
+        self._drops = bytearray()
+        self._drops_told = 0
+        self._dropped_at = 0.0
+        self._last_error: str | None = None
+        self._replayed = 0
+        self.directory = spool_directory(settings)
+        self.spool = self._make_spool()
+        self.queues: dict[str, BoundedQueue] = {}
+        # Guards the first use of a store: the drainer's, or a reader's.
+        self._opening = threading.Lock()
+        self._databases: dict[str, Database] = {}
+        self._repositories: dict[str, Any] = {}
+        self._drainers: dict[str, Drainer] = {}
+        self.lane = self._audit_lane()
+        self.drainer = self._drainer_for(settings.audit_dsn)
+        self.drainer.lanes.append(self.lane)
+        self._stream_lanes()
+        if self.has_store:
+            self.drainer.every(ADOPT_S, self.adopt)
+        self.drainer.every(1.0, self._tell_drops, first_s=1.0)
+
+    # -- wiring --
+
+    def _make_spool(self) -> spool.Spool:
+        settings = self._settings
+        return spool.Spool(
+            self.directory if settings.spool and settings.audit_dsn else None,
+            service=settings.service_id,
+            node=settings.node_id,
+            store=settings.audit_dsn.fingerprint if settings.audit_dsn else "",
+            max_bytes=settings.spool_max_bytes,
+            capacity=settings.queue_capacity,
+            durability=settings.durability,
+        )
+
+    def _audit_lane(self) -> Lane:
+        dsn = self._settings.audit_dsn
+        if dsn is None:
+            return Lane("audit", self.spool, self._deliver_nowhere, _no_problem)
+        return Lane(
+            "audit",
+            self.spool,
+            self._deliver_audit,
+            self._classify(dsn),
+            settled=self._arrived,
+            quarantine=self._set_aside,
+            deliver_ticket=self._deliver_ticket,
+        )
+
+    def _stream_lanes(self) -> None:
+        dsns = {"sys": self._settings.sys_dsn, "api": self._settings.api_dsn}
+        for name, dsn in dsns.items():
+            if dsn is None:
+                continue
+            queue = self.queues[name] = BoundedQueue(self._settings.queue_capacity)
+            self._drainer_for(dsn).lanes.append(
+                Lane(name, queue, self._deliverer(name), self._classify(dsn))
+            )
+
+    def _deliverer(self, name: str) -> Callable[[Batch], None]:
+        def deliver(batch: Batch) -> None:
+            self.stream_store(name).append([row for _, row in batch.rows])
+
+        return deliver
+
+    def _drainer_for(self, dsn: Dsn | None) -> Drainer:
+        key = _server(dsn) if dsn else ""
+        if key not in self._drainers:
+            self._drainers[key] = self._make_drainer(key)
+        return self._drainers[key]
+
+    def _make_drainer(self, key: str) -> Drainer:
+        if not key:
+            return Drainer([], name="fasten-drain-audit", suppress=suppressed)
+        watchdog = Watchdog(lambda: self._abort(key), WATCHDOG_S)
+        return Drainer(
+            [],
+            name="fasten-drain-audit",
+            guard=watchdog.guard,
+            suppress=suppressed,
+            idle=lambda: self._release(key),
+            idle_s=IDLE_S,
+        )
+
+    def _classify(self, dsn: Dsn) -> Callable[[BaseException], Fault]:
+        return lambda error: Fault(*self._database(dsn).problem(error))
+
+    def _abort(self, key: str) -> None:
+        if (database := self._databases.get(key)) is not None:
+            database.abort()
+
+    def _release(self, key: str) -> None:
+        if (database := self._databases.get(key)) is not None:
+            database.release()
+
+    # -- stores: opened, and SQLAlchemy loaded, at their first use --
+
+    @property
+    def has_store(self) -> bool:
+        """
+        Tell whether audit rows have somewhere to go.
+        """
+        return self._settings.audit_dsn is not None
+
+    @property
+    def audit(self) -> AuditRepository:
+        """
+        Return the audit store.
+        """
+        return self._repository("audit")  # type: ignore[no-any-return]
+
+    def stream_store(self, name: str) -> StreamRepository:
+        """
+        Return the durable store of `sys` or `api`.
+        """
+        return self._repository(name)  # type: ignore[no-any-return]
+
+    def _repository(self, name: str) -> Any:
+        known = self._repositories.get(name)
+        if known is not None:
+            return known
+        from fasten.repository import AuditRepository, StreamRepository
+
+        dsn = getattr(self._settings, f"{name}_dsn")
+        database = self._database(dsn)
+        with self._opening:
+            if name not in self._repositories:
+                self._repositories[name] = (
+                    AuditRepository(dsn, database)
+                    if name == "audit"
+                    else StreamRepository(dsn, name, database)  # type: ignore[arg-type]
+                )
+            return self._repositories[name]
+
+    def _database(self, dsn: Dsn) -> Database:
+        from fasten.repository import Database
+
+        with self._opening:
+            return self._databases.setdefault(_server(dsn), Database(dsn))
+
+    @property
+    def writer(self) -> Writer:
+        """
+        Return who this process is to the store.
+        """
+        from fasten.repository import Writer
+
+        settings = self._settings
+        return Writer(self.spool.writer_id, settings.service_id, settings.node_id)
+
+    def start(self) -> None:
+        """
+        Start delivering at once where a dead process left rows.
+        """
+        if self.has_store and spool.has_foreign(self.directory):
+            self.drainer.start()
+
+    # -- delivering: in the drainer's thread --
+
+    def _deliver_audit(self, batch: Batch) -> list[tuple[Any, ...]]:
+        stored = self.audit.append(
+            self.writer, batch.rows, batch.last, pause=self._breathe
+        )
+        self._tell_missing(self.spool.writer_id, batch)
+        self.spool.maintain()
+        return stored
+
+    def _deliver_ticket(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        return self.audit.append(self.writer, [(0, row) for row in rows], 0)
+
+    def _deliver_nowhere(self, batch: Batch) -> None:
+        """
+        Show what has no store to go to.
+        """
+        rows = [unsealed(row, self._settings) for _, row in batch.rows]
+        self._host.stored(rows, is_sealed=False)
+
+    def _arrived(self, rows: list[tuple[Any, ...]]) -> None:
+        self._host.stored(rows, is_sealed=True)
+
+    def _breathe(self) -> None:
+        # A tight loop here delays other threads' wake-ups by milliseconds; when rows
+        # pile up, delivering them comes first.
+        if self.spool.depth * 2 < self._settings.queue_capacity:
+            time.sleep(PAUSE_S)
+
+    def _tell_missing(self, writer_id: str, batch: Batch) -> None:
+        for first, last in batch.missing:
+            self._host.emit_own(
+                "AUDIT_ROWS_DROPPED",
+                writer_id,
+                {
+                    "writer": writer_id,
+                    "from": first,
+                    "to": last,
+                    "count": last - first + 1,
+                },
+            )
+
+    def _set_aside(self, row: tuple[int, Any], fault: Fault) -> None:
+        self._last_error = fault.message
+        spool.quarantine(self.directory, self.spool.writer_id, row, fault.message)
+        pending = Pending(*row[1])
+        self._host.emit_own(
+            "AUDIT_ROW_QUARANTINED",
+            pending.id,
+            {"id": pending.id, "code": pending.code, "reason": fault.message},
+        )
+
+    # -- dead writers --
+
+    def adopt(self) -> None:
+        """
+        Take over the journals of processes of this service that are gone.
+        """
+        settings = self._settings
+        self._retire_adopted()
+        for orphan in spool.adopt(
+            self.directory,
+            service=settings.service_id,
+            store=settings.audit_dsn.fingerprint if settings.audit_dsn else "",
+            now=time.time,
+        ):
+            self.drainer.lanes.append(self._orphan_lane(orphan))
+
+    def _orphan_lane(self, orphan: spool.Orphan) -> Lane:
+        from fasten.repository import Writer
+
+        repository = self.audit
+        writer = Writer(orphan.writer_id, orphan.service, orphan.node)
+
+        def deliver(batch: Batch) -> list[tuple[Any, ...]]:
+            stored = repository.append(
+                writer, batch.rows, batch.last, pause=self._breathe
+            )
+            self._replayed += len(stored)
+            self._tell_missing(orphan.writer_id, batch)
+            return stored
+
+        return Lane(
+            f"audit replay {orphan.writer_id[:8]}",
+            _OrphanSource(orphan),
+            deliver,
+            self._classify(repository.dsn),
+            settled=self._arrived,
+            quarantine=self._set_aside,
+        )
+
+    def _retire_adopted(self) -> None:
+        for lane in list(self.drainer.lanes):
+            source = lane.source
+            if isinstance(source, _OrphanSource) and source.retire():
+                self.drainer.lanes.remove(lane)
+
+    # -- drops --
+
+    def drop(self) -> None:
+        """
+        Count a row that found no room: exact, and safe when re-entered.
+        """
+        # Appending to a bytearray is one step to the interpreter; `n += 1` is not.
+        self._drops.append(0)
+        self._dropped_at = time.monotonic()
+
+    def _tell_drops(self) -> None:
+        """
+        Write the row that says how many rows were dropped, once one has room.
+        """
+        dropped = len(self._drops)
+        fresh = dropped - self._drops_told
+        if fresh and self.spool.has_room:
+            self._drops_told = dropped
+            logger.warning("fasten audit: %d rows dropped, spool and queue full", fresh)
+            self._host.emit_own(
+                "AUDIT_ROWS_DROPPED", self.spool.writer_id, {"count": fresh}
+            )
+
+    # -- callers' threads --
+
+    def wake_streams(self) -> None:
+        """
+        Let the drainers of durable sys and api streams look.
+        """
+        for drainer in self._drainers.values():
+            is_resting = drainer.is_asleep or not drainer.is_running
+            if is_resting and any(queue.depth for queue in self.queues.values()):
+                drainer.wake()
+
+    def store_now(self, row: tuple[Any, ...]) -> Fault | None:
+        """
+        Wait for the store's answer to one row; None when it is stored.
+        """
+        ticket = Ticket(row)
+        self.drainer.submit(self.lane, ticket)
+        if ticket.wait(TICKET_S):
+            return ticket.fault
+        if ticket.withdraw():
+            known = self.lane.fault
+            why = known.message if known else f"no answer in {TICKET_S:.0f} s"
+            return Fault("transient", why)
+        # It is in a transaction now: only the store knows.
+        if ticket.wait(WATCHDOG_S):
+            return ticket.fault
+        return Fault("transient", "the store did not answer", is_ambiguous=True)
+
+    def flush(self, timeout_s: float) -> bool:
+        """
+        Wait until what was queued before the call is stored.
+        """
+        deadline = time.monotonic() + timeout_s
+        targets = [
+            (drainer, lane, lane.source.last_index)
+            for drainer in self._drainers.values()
+            for lane in drainer.lanes
+            if not isinstance(lane.source, _OrphanSource)
+        ]
+        for drainer, lane, target in targets:
+            lane.retry_at = 0.0
+            left = deadline - time.monotonic()
+            if not drainer.wait_for(partial(_has_reached, lane, target), left):
+                return False
+        return True
+
+    def close(self, timeout_s: float) -> bool:
+        """
+        Stop all drainers within *timeout_s*; true when everything is stored.
+        """
+        deadline = time.monotonic() + timeout_s
+        done = True
+        for key, drainer in self._drainers.items():
+            left = max(0.05, (deadline - time.monotonic()) * 0.75)
+            done = drainer.close(left) and done
+            if not drainer.is_running:
+                self._release(key)
+        if not self.drainer.is_running:
+            self.spool.close()
+        return done
+
+    def after_fork_in_child(self) -> None:
+        """
+        Leave the parent's rows, files and connections to the parent.
+        """
+        self._drops, self._drops_told = bytearray(), 0
+        self.spool.after_fork_in_child()
+        for queue in self.queues.values():
+            queue.clear()
+        for database in self._databases.values():
+            database.after_fork_in_child()
+        for drainer in self._drainers.values():
+            drainer.lanes = [
+                lane
+                for lane in drainer.lanes
+                if not isinstance(lane.source, _OrphanSource)
+            ]
+            drainer.after_fork_in_child()
+
+    # -- reading --
+
+    def read(self, ask: Callable[[], Page], stream: str) -> Page:
+        """
+        Ask a store; say so when rows are still on their way to it.
+
+        Raises:
+            AuditStoreError: the store cannot be read now.
+        """
+        try:
+            page = ask()
+        except (InvalidQuery, FileNotFoundError):
+            if self._is_unborn(stream):
+                return Page(rows=[], completeness="store-degraded")
+            raise
+        except Exception as error:  # the driver's: told without its DSN
+            problem = self._database(getattr(self._settings, f"{stream}_dsn")).problem(
+                error
+            )
+            raise AuditStoreError(
+                f"the {stream} store cannot be read: {problem.message}"
+            ) from None
+        if any(
+            lane.fault for drainer in self._drainers.values() for lane in drainer.lanes
+        ):
+            return attrs.evolve(page, completeness="store-degraded")
+        return page
+
+    def _is_unborn(self, stream: str) -> bool:
+        dsn = getattr(self._settings, f"{stream}_dsn")
+        return bool(dsn and dsn.path and not Path(dsn.path).exists())
+
+    # -- telling --
+
+    def stats(self) -> dict[str, Any]:
+        """
+        Return the counters of the audit stream.
+        """
+        lanes = [lane for drainer in self._drainers.values() for lane in drainer.lanes]
+        fault = self.lane.fault
+        return {
+            "emitted": self.spool.last_index + len(self._drops),
+            "stored": self.lane.delivered,
+            "retried": sum(lane.retried for lane in lanes),
+            "spooled": self.spool.spooled,
+            "replayed": self._replayed,
+            "quarantined": sum(lane.quarantined for lane in lanes),
+            "dropped": len(self._drops),
+            "depth": self.spool.depth,
+            "capacity": self.spool.capacity,
+            "high_water": self.spool.high_water,
+            "last_error": fault.message if fault else self._last_error,
+            "oldest_undelivered_s": self.spool.oldest_s(),
+        }
+
+    def health(self) -> dict[str, Any]:
+        """
+        Say whether rows are being delivered, and if not, why.
+        """
+        now = time.monotonic()
+        reasons = [
+            f"{lane.name}: {lane.fault.message}"
+            for drainer in self._drainers.values()
+            for lane in drainer.lanes
+            if lane.fault is not None
+        ]
+        fault = self.lane.fault
+        busy = self.lane.busy_since
+        if fault is None and busy is not None and now - busy > _HUNG_S:
+            reasons.append(f"audit: the store has not answered for {now - busy:.0f} s")
+        if self._is_dropping():
+            reasons.append(f"audit: {len(self._drops)} rows dropped so far")
+        return {
+            "state": self._state(reasons, fault),
+            "reasons": reasons,
+            "spool": self.spool.mode,
+            **self.stats(),
+        }
+
+    def _is_dropping(self) -> bool:
+        return bool(self._drops) and time.monotonic() - self._dropped_at < _RECENT_S
+
+    def _state(self, reasons: list[str], fault: Fault | None) -> str:
+        if self._is_dropping():
+            return "failing"
+        if not reasons:
+            return "ok"
+        if self.spool.mode == "memory":
+            return "failing"
+        return "degraded" if fault is None or fault.kind == "setup" else "spool_only"
+
+
+_HUNG_S: Final = 10.0
+_RECENT_S: Final = 5.0
+
+
+class _OrphanSource:
+    """
+    A dead writer's journal as a lane's source.
+    """
+
+    def __init__(self, orphan: spool.Orphan) -> None:
+        self._orphan = orphan
+        self._batches: Any = None
+        self._is_read = False
+        self._taken = 0
+        self.acked = 0
+        self.last_index = 0
+
+    @property
+    def depth(self) -> int:
+        """
+        Return 1 until the journal's end was met and delivered.
+        """
+        return 0 if self._is_read and self.acked >= self._taken else 1
+
+    def take(self, limit: int) -> Batch | None:
+        """
+        Return the next batch of the journal, or None at its end.
+        """
+        if self._batches is None:
+            self._batches = self._orphan.batches(self._orphan.acked, limit)
+        batch: Batch | None = next(self._batches, None)
+        if batch is None:
+            self._is_read = True
+            self._orphan.done()
+        else:
+            self._taken = batch.last
+        return batch
+
+    def ack(self, index: int) -> None:
+        """
+        Note that the batch is delivered.
+        """
+        self.acked = index
+        self._orphan.ack(index)
+
+    def retire(self) -> bool:
+        """
+        Let go of a journal that is delivered; true when that is so.
+        """
+        if self.depth:
+            return False
+        self._orphan.release()
+        return True
+
+
+def spool_directory(settings: Settings) -> Path:
+    """
+    Return where the journals of a service stand.
+
+    Beside the SQLite file; for Postgres below the XDG state directory.
+    """
+    if settings.spool_dir is not None:
+        return Path(settings.spool_dir)
+    dsn = settings.audit_dsn
+    if dsn is not None and dsn.path is not None:
+        return Path(f"{dsn.path}.spool")
+    state = os.environ.get("XDG_STATE_HOME")
+    base = Path(state) if state else Path("~/.local/state").expanduser()
+    return base / "fasten" / settings.service_id
+
+
+def _has_reached(lane: Lane, index: int) -> bool:
+    return lane.source.acked >= index
+
+
+def _server(dsn: Dsn) -> str:
+    """
+    Name what streams may share: one file, or one login on one server.
+    """
+    if dsn.path is not None:
+        return dsn.path
+    return sha256(dsn.conninfo().encode()).hexdigest()
+
+
+def _no_problem(error: BaseException) -> Fault:
+    return Fault("transient", f"{type(error).__name__} while printing")
+
+
+def unsealed(row: Sequence[Any], settings: Settings) -> tuple[Any, ...]:
+    """
+    Lay a row out in columns where nothing numbers and seals it.
+    """
+    values = Pending(*row)._asdict()
+    values["timestamp"] = format_timestamp(values.pop("timestamp_us"))
+    values |= {
+        "wire_version": WIRE_VERSION,
+        "origin_id": values["id"],
+        "service_id": settings.service_id,
+        "source_node_id": settings.node_id,
+    }
+    return tuple(values.get(name) for name in AUDIT_COLUMNS)

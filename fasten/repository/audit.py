@@ -1,0 +1,530 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Audit rows: appended under the node's lock, numbered, sealed; and read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import attrs
+import sqlalchemy as sa
+from sqlalchemy import bindparam as p
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from fasten import chain
+from fasten.repository.database import Database, SchemaProblem
+from fasten.repository.reading import (
+    audit_conditions,
+    audit_row,
+    audit_select,
+    wire_time,
+)
+from fasten.repository.schema import Schema
+from fasten.repository.tables import Statement, Tables, audit_tables
+from fasten.rows import (
+    AUDIT_COLUMNS,
+    AuditRow,
+    Page,
+    Query,
+    encode_cursor,
+    ulid_ms,
+    ulid_stamp,
+)
+from fasten.settings import Dsn
+
+__all__ = ["AuditRepository", "Writer"]
+
+PIECE_ROWS: Final = 64
+
+
+@attrs.frozen
+class Writer:
+    """
+    The process incarnation that a batch comes from: its rows carry its place.
+    """
+
+    id: str
+    service: str
+    node: str
+
+
+class AuditRepository:
+    """
+    Append, seal and read audit rows.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn,
+        database: Database | None = None,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.dsn = dsn
+        self.database = database or Database(dsn)
+        self._entropy = entropy
+        self._tables: Tables | None = None
+        self._schema: Schema | None = None
+        self._sql: dict[str, Statement] = {}
+
+    @property
+    def tables(self) -> Tables:
+        """
+        Return the Core tables; plain SQL over them is supported.
+        """
+        if self._tables is None:
+            self._tables = audit_tables(self.dsn)
+        return self._tables
+
+    @property
+    def schema(self) -> Schema:
+        """
+        Return what makes and checks the tables.
+        """
+        if self._schema is None:
+            self._schema = Schema(
+                self.database, attrs.astuple(self.tables, recurse=False)
+            )
+        return self._schema
+
+    # -- appending --
+
+    def append(
+        self,
+        writer: Writer,
+        rows: Sequence[tuple[int, Any]],
+        last: int,
+        *,
+        pause: Callable[[], None] = lambda: None,
+    ) -> list[tuple[Any, ...]]:
+        """
+        Store a batch in one transaction; return the stored rows, as columns.
+
+        Rows at or below the writer's watermark are in the store already and are
+        left out. *last* 0 means that the rows have no place in a journal. *pause*
+        is called between pieces, so that other threads get their turn.
+
+        Raises:
+            Exception: whatever the driver says; nothing is stored then, unless it
+                is CommitUnanswered. `Database.problem` tells what it means.
+        """
+        self.schema.ensure()
+        try:
+            return self._append(writer, rows, last, frozenset(), pause)
+        except Exception as error:  # looked at, and raised again if not ours
+            if not self._is_known_id(error):
+                self._look_again(error)
+                raise
+        known = self._known_ids([row[0] for _, row in rows])
+        return self._append(writer, rows, last, known, pause)
+
+    def _append(
+        self,
+        writer: Writer,
+        rows: Sequence[tuple[int, Any]],
+        last: int,
+        known: frozenset[str],
+        pause: Callable[[], None],
+    ) -> list[tuple[Any, ...]]:
+        with self.database.transaction() as connection:
+            seq, ahead, now = self._lock_node(connection, writer)
+            heads = self._heads(connection, writer)
+            mark = self._watermark(connection, writer) if last else -1
+            fresh = [row for index, row in rows if index > mark or not last]
+            if known:
+                fresh = [row for row in fresh if row[0] not in known]
+            sealed = self._seal(connection, writer, fresh, seq, heads, now, pause)
+            self._advance(
+                connection, writer, heads, seq + len(sealed), now, ahead, fresh
+            )
+            if last > mark and last:
+                self._statement("mark").run(
+                    connection,
+                    writer_id=writer.id,
+                    service_id=writer.service,
+                    source_node_id=writer.node,
+                    watermark=last,
+                    updated_at=now,
+                )
+        return sealed
+
+    def _lock_node(
+        self, connection: Connection, writer: Writer
+    ) -> tuple[int, int, Any]:
+        """
+        Lock the node's row; return its number, its clock offset and the time.
+        """
+        place = {"service_id": writer.service, "source_node_id": writer.node}
+        found = self._statement("node").run(connection, **place).first()
+        if found is None:
+            self._statement("new_node").run(connection, **place)
+            found = self._statement("node").run(connection, **place).first()
+        return found[0], found[1], found[2]
+
+    def _heads(self, connection: Connection, writer: Writer) -> dict[str, chain.Head]:
+        found = self._statement("heads").run(
+            connection, service_id=writer.service, source_node_id=writer.node
+        )
+        return {
+            row[2]: chain.Head(**dict(zip(_HEAD_COLUMNS, row, strict=True)))
+            for row in found
+        }
+
+    def _watermark(self, connection: Connection, writer: Writer) -> int:
+        found = (
+            self._statement("watermark").run(connection, writer_id=writer.id).first()
+        )
+        return found[0] if found else 0
+
+    def watermark(self, writer_id: str) -> int:
+        """
+        Return the highest index of *writer_id* that the store accounts for.
+        """
+        self.schema.ensure()
+        with self.database.transaction() as connection:
+            found = self._statement("watermark").run(connection, writer_id=writer_id)
+            row = found.first()
+        return row[0] if row else 0
+
+    def _seal(
+        self,
+        connection: Connection,
+        writer: Writer,
+        fresh: list[Any],
+        seq: int,
+        heads: dict[str, chain.Head],
+        now: Any,
+        pause: Callable[[], None],
+    ) -> list[tuple[Any, ...]]:
+        sealed: list[tuple[Any, ...]] = []
+        with self._loader(connection) as load:
+            for start in range(0, len(fresh), PIECE_ROWS):
+                if start:
+                    pause()
+                piece = fresh[start : start + PIECE_ROWS]
+                part = chain.seal(
+                    piece,
+                    service=writer.service,
+                    node=writer.node,
+                    first_seq=seq + start + 1,
+                    heads=heads,
+                    salts=self._entropy(chain.SALT_BYTES * len(piece)),
+                    stored_at=now if isinstance(now, str) else wire_time(now),
+                )
+                load(part)
+                sealed += part
+        return sealed
+
+    @contextmanager
+    def _loader(
+        self, connection: Connection
+    ) -> Iterator[Callable[[list[tuple[Any, ...]]], None]]:
+        """
+        Yield what inserts a piece: COPY on Postgres, one prepared INSERT on SQLite.
+        """
+        sql = self._statement("insert").sql
+        if not self.database.is_postgres:
+
+            def insert(part: list[tuple[Any, ...]]) -> None:
+                connection.exec_driver_sql(sql, part)
+
+            yield insert
+            return
+        cursor = connection.connection.cursor()
+        table = self.tables.audit
+        names = ", ".join(AUDIT_COLUMNS)
+        target = connection.dialect.identifier_preparer.format_table(table)
+        with cursor.copy(f"COPY {target} ({names}) FROM STDIN") as copy:
+            yield lambda part: copy.write(_copy_text(part))
+        cursor.close()
+
+    def _advance(
+        self,
+        connection: Connection,
+        writer: Writer,
+        heads: dict[str, chain.Head],
+        seq: int,
+        now: Any,
+        ahead: int,
+        fresh: list[Any],
+    ) -> None:
+        if not fresh:
+            return
+        place = {"service_id": writer.service, "source_node_id": writer.node}
+        self._statement("move_node").run(
+            connection,
+            **place,
+            new_seq=seq,
+            new_ahead=max(ahead, _ahead_ms(fresh)),
+            updated_at=now,
+        )
+        for name in sorted({row[_CLASS] for row in fresh}):
+            head = heads[name]
+            self._statement("move_head").run(
+                connection,
+                **place,
+                retention_class=name,
+                new_seq=head.seq,
+                new_hash=head.hash,
+                new_count=head.count,
+                new_frontier=head.frontier,
+            )
+
+    def _known_ids(self, ids: list[str]) -> frozenset[str]:
+        column = self.tables.audit.c.id
+        with self.database.transaction() as connection:
+            found = connection.execute(sa.select(column).where(column.in_(ids)))
+            return frozenset(found.scalars())
+
+    def _is_known_id(self, error: BaseException) -> bool:
+        """
+        Tell whether a row's id is in the table already.
+
+        Raises:
+            SchemaProblem: it is the number that is taken, not the id: the head is
+                behind its table, and skipping rows would hide it.
+        """
+        original = getattr(error, "orig", None) or error
+        text = str(original)
+        if getattr(original, "sqlstate", None) != "23505" and "UNIQUE" not in text:
+            return False
+        if f"{self.dsn.table}_seq_key" in text or "monotonic_seq" in text:
+            raise SchemaProblem(
+                f"the head of {self.dsn.table} is behind its table: a restored backup? "
+                "run `fasten restored --reason TEXT`"
+            ) from error
+        return True
+
+    def _look_again(self, error: BaseException) -> None:
+        if self.database.problem(error).kind == "setup":
+            self.schema.forget()
+
+    # -- reading --
+
+    def query(self, query: Query) -> Page:
+        """
+        Return one page of rows, by id: the order in which they were emitted.
+        """
+        with self.database.reading() as connection:
+            ahead_ms = self._ahead_of(connection, query)
+            statement = audit_select(
+                self.tables.audit, self.dsn, query, ahead_ms=ahead_ms
+            )
+            found = connection.execute(statement).all()
+            total = self._count(connection, query, ahead_ms) if query.count else None
+        rows = [audit_row(row) for row in found[: query.limit]]
+        more = len(found) > query.limit
+        after = encode_cursor("audit", rows[-1].id) if more else None
+        return Page(rows=rows, next=after, total=total)
+
+    def _count(self, connection: Connection, query: Query, ahead_ms: int) -> int:
+        audit = self.tables.audit
+        conditions = audit_conditions(audit, self.dsn, query, ahead_ms=ahead_ms)
+        counted = sa.select(sa.func.count()).select_from(audit).where(*conditions)
+        return int(connection.execute(counted).scalar_one())
+
+    def _ahead_of(self, connection: Connection, query: Query) -> int:
+        """
+        Return how far ids run ahead of timestamps, where the query has to know.
+        """
+        if query.until_us is None:
+            return 0
+        most = sa.func.coalesce(sa.func.max(self.tables.node.c.ahead_ms), 0)
+        return int(connection.execute(sa.select(most)).scalar_one())
+
+    def positions(self) -> dict[tuple[str, str], int]:
+        """
+        Return the highest number of each (service, node): where a follower starts.
+        """
+        node = self.tables.node
+        with self.database.reading() as connection:
+            found = connection.execute(
+                sa.select(node.c.service_id, node.c.source_node_id, node.c.seq)
+            ).all()
+        return {(row[0], row[1]): row[2] for row in found}
+
+    def follow(
+        self, positions: Mapping[tuple[str, str], int], query: Query
+    ) -> tuple[list[AuditRow], dict[tuple[str, str], int]]:
+        """
+        Return rows stored after *positions*, and the positions after them.
+
+        Pages by number, not by time: a row that was spooled for an hour is new too.
+        """
+        ends = self.positions()
+        rows: list[AuditRow] = []
+        for place, end in ends.items():
+            if end > positions.get(place, 0):
+                rows += self._between(place, positions.get(place, 0), end, query)
+        rows.sort(key=lambda row: row.id)
+        return rows, {**positions, **ends}
+
+    def _between(
+        self, place: tuple[str, str], after: int, until: int, query: Query
+    ) -> list[AuditRow]:
+        audit = self.tables.audit
+        with self.database.reading() as connection:
+            found = connection.execute(
+                sa.select(*(audit.c[c] for c in AUDIT_COLUMNS))
+                .where(
+                    audit.c.service_id == place[0],
+                    audit.c.source_node_id == place[1],
+                    audit.c.monotonic_seq > after,
+                    audit.c.monotonic_seq <= until,
+                    *audit_conditions(
+                        audit,
+                        self.dsn,
+                        query,
+                        ahead_ms=self._ahead_of(connection, query),
+                    ),
+                )
+                .order_by(audit.c.monotonic_seq)
+            ).all()
+        return [audit_row(row) for row in found]
+
+    # -- statements --
+
+    def _statement(self, name: str) -> Statement:
+        if not self._sql:
+            engine = self.database.engine
+            made = _append_statements(
+                self.tables, is_postgres=self.database.is_postgres
+            )
+            self._sql = {k: Statement(v, engine) for k, v in made.items()}
+        return self._sql[name]
+
+
+_CLASS: Final = 7  # Pending.retention_class
+_HEAD_COLUMNS: Final = (
+    "service_id",
+    "source_node_id",
+    "retention_class",
+    "seq",
+    "hash",
+    "count",
+    "frontier",
+    "pruned_seq",
+    "pruned_hash",
+    "pruned_count",
+    "pruned_frontier",
+    "checkpointed_at",
+)
+
+
+def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
+
+    upsert = postgresql.insert if is_postgres else sqlite.insert
+    node, head, writer = tables.node, tables.head, tables.writer
+    # On SQLite BEGIN IMMEDIATE holds the lock that FOR UPDATE takes on Postgres.
+    now = (
+        sa.func.clock_timestamp()
+        if is_postgres
+        else sa.literal_column("strftime('%Y-%m-%dT%H:%M:%f', 'now') || '000Z'")
+    )
+    at_node = (node.c.service_id == p("service_id")) & (
+        node.c.source_node_id == p("source_node_id")
+    )
+    at_head = (head.c.service_id == p("service_id")) & (
+        head.c.source_node_id == p("source_node_id")
+    )
+    marked = upsert(writer).values({c.name: p(c.name) for c in writer.c})
+    return {
+        "node": sa.select(node.c.seq, node.c.ahead_ms, now)
+        .where(at_node)
+        .with_for_update(),
+        "new_node": upsert(node)
+        .values(
+            service_id=p("service_id"),
+            source_node_id=p("source_node_id"),
+            seq=sa.literal_column("0"),
+            ahead_ms=sa.literal_column("0"),
+            updated_at=now,
+        )
+        .on_conflict_do_nothing(),
+        "heads": sa.select(*(head.c[c] for c in _HEAD_COLUMNS))
+        .where(at_head)
+        .order_by(head.c.retention_class)
+        .with_for_update(),
+        "watermark": sa.select(writer.c.watermark).where(
+            writer.c.writer_id == p("writer_id")
+        ),
+        "insert": tables.audit.insert().values({c: p(c) for c in AUDIT_COLUMNS}),
+        "move_node": node.update()
+        .where(at_node)
+        .values(seq=p("new_seq"), ahead_ms=p("new_ahead"), updated_at=p("updated_at")),
+        "move_head": _moved_head(upsert(head), p),
+        "mark": marked.on_conflict_do_update(
+            index_elements=["writer_id"],
+            set_={c: marked.excluded[c] for c in ("watermark", "updated_at")},
+        ),
+    }
+
+
+def _moved_head(insert: Any, p: Callable[[str], Any]) -> Any:
+    literal = sa.literal_column
+    insert = insert.values(
+        service_id=p("service_id"),
+        source_node_id=p("source_node_id"),
+        retention_class=p("retention_class"),
+        seq=p("new_seq"),
+        hash=p("new_hash"),
+        count=p("new_count"),
+        frontier=p("new_frontier"),
+        pruned_seq=literal("0"),
+        pruned_hash=literal(f"'{chain.GENESIS}'"),
+        pruned_count=literal("0"),
+        pruned_frontier=literal("''"),
+    )
+    return insert.on_conflict_do_update(
+        index_elements=["service_id", "source_node_id", "retention_class"],
+        set_={c: insert.excluded[c] for c in ("seq", "hash", "count", "frontier")},
+    )
+
+
+def _ahead_ms(rows: Iterable[Any]) -> int:
+    """
+    Return by how much ids run ahead of timestamps at the most, in milliseconds.
+    """
+    worst = last_ms = 0
+    stamp = ""
+    for row in rows:
+        ms = row[1] // 1000
+        if ms != last_ms:
+            last_ms, stamp = ms, ulid_stamp(ms)
+        if row[0][4:14] > stamp:
+            worst = max(worst, ulid_ms(row[0]) - ms)
+    return worst
+
+
+_COPY_ESCAPES: Final = str.maketrans(
+    {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+)
+
+
+def _copy_text(part: Iterable[tuple[Any, ...]]) -> str:
+    """
+    Spell rows in COPY's text format.
+    """
+    lines = []
+    for row in part:
+        fields = ["\\N" if v is None else v if type(v) is str else str(v) for v in row]
+        line = "\t".join(fields)
+        # Few rows hold anything to escape: counting what must stand there is cheap.
+        if (
+            line.count("\\") != row.count(None)
+            or line.count("\t") != len(row) - 1
+            or "\n" in line
+            or "\r" in line
+        ):
+            line = "\t".join(
+                field if value is None else field.translate(_COPY_ESCAPES)
+                for field, value in zip(fields, row, strict=True)
+            )
+        lines.append(line)
+    lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One server or file: connections, transactions, and what its errors mean.
+
+Nothing here waits, sleeps or starts threads; `abort()` is what a watchdog may call.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from fasten.settings import Dsn
+
+__all__ = ["CommitUnanswered", "Database", "Problem", "SchemaProblem"]
+
+
+class Problem(NamedTuple):
+    """
+    What a failed call means; see `fasten.drain.Fault`, which it becomes.
+    """
+
+    kind: Literal["transient", "row", "setup"]
+    message: str
+    is_ambiguous: bool = False
+
+
+class SchemaProblem(Exception):
+    """
+    The store's tables are not what this version can write to; says the cure.
+    """
+
+
+class CommitUnanswered(Exception):
+    """
+    COMMIT was sent and nothing came back: the rows may be stored.
+    """
+
+
+class Database:
+    """
+    One SQLite file or Postgres server: connections, transactions, what errors mean.
+
+    One connection writes and is kept until `release()`; readers have at most two,
+    opened on use.
+    """
+
+    def __init__(self, dsn: Dsn) -> None:
+        self.dsn = dsn
+        self.is_postgres = dsn.backend == "postgresql"
+        self._engine: Engine | None = None
+        self._readers: Engine | None = None
+        self._connection: Connection | None = None
+        self._inherited: list[object] = []
+
+    # -- connections --
+
+    @property
+    def engine(self) -> Engine:
+        """
+        Return the SQLAlchemy engine of the writing connection.
+        """
+        if self._engine is None:
+            self._engine = self._make_engine(is_writer=True)
+        return self._engine
+
+    @property
+    def readers(self) -> Engine:
+        """
+        Return the SQLAlchemy engine of the reading connections.
+        """
+        if self._readers is None:
+            self._readers = self._make_engine(is_writer=False)
+        return self._readers
+
+    def _make_engine(self, *, is_writer: bool) -> Engine:
+        connect = self._connect_postgres if self.is_postgres else self._connect_sqlite
+        return sa.create_engine(
+            "postgresql+psycopg://" if self.is_postgres else "sqlite://",
+            creator=lambda: connect(is_writer=is_writer),
+            poolclass=sa.pool.QueuePool,
+            pool_size=1 if is_writer else 2,
+            max_overflow=0,
+            pool_pre_ping=self.is_postgres,
+            pool_reset_on_return="rollback",
+            hide_parameters=True,
+        )
+
+    def _connect_postgres(self, *, is_writer: bool) -> Any:
+        import psycopg
+
+        # Poolers strand prepared statements and refuse start-up options.
+        conninfo = self.dsn.conninfo()
+        given: dict[str, str] = {
+            "connect_timeout": "5",
+            "application_name": "fasten",
+            "target_session_attrs": "read-write" if is_writer else "any",
+        }
+        ours = {k: v for k, v in given.items() if f"{k}=" not in conninfo}
+        return psycopg.connect(conninfo, prepare_threshold=None, **ours)  # type: ignore[arg-type]
+
+    def _connect_sqlite(self, *, is_writer: bool) -> Any:
+        import sqlite3
+        from urllib.parse import quote
+
+        path = str(self.dsn.path)
+        is_new = is_writer and not Path(path).exists()
+        # Reading never creates a store: mode=ro fails where there is no file.
+        mode = "rwc" if is_writer else "ro"
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=2.5,
+            cached_statements=64,
+        )
+        try:
+            _prepare_sqlite(connection, is_new=is_new, is_writer=is_writer)
+        except BaseException:
+            connection.close()
+            raise
+        _give_to_owner(Path(path))
+        return connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """
+        Yield the writing connection inside one transaction, committed at the end.
+
+        Raises:
+            CommitUnanswered: the connection broke between COMMIT and its answer.
+        """
+        connection = self._writing()
+        try:
+            self._begin(connection)
+            yield connection
+        except BaseException:
+            self._roll_back(connection)
+            raise
+        try:
+            connection.commit()
+        except BaseException as error:
+            broken = self._is_broken(error)
+            self._roll_back(connection)
+            if broken:
+                raise CommitUnanswered(type(error).__name__) from error
+            raise
+
+    def _writing(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self.engine.connect()
+        return self._connection
+
+    def _begin(self, connection: Connection) -> None:
+        connection.begin()
+        if self.is_postgres:
+            # SET LOCAL, not start-up options: those break behind a pooler.
+            connection.exec_driver_sql(
+                "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '30s'; "
+                "SET LOCAL idle_in_transaction_session_timeout = '60s'"
+            )
+        else:
+            # Only writers take the lock at once; a global hook would make readers
+            # lock them out.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _roll_back(self, connection: Connection) -> None:
+        try:
+            connection.rollback()
+        except Exception:  # the connection is gone: so is its transaction
+            self.release()
+            return
+        if connection.invalidated or self._is_closed(connection):
+            self.release()
+
+    @staticmethod
+    def _is_closed(connection: Connection) -> bool:
+        try:
+            raw = connection.connection.driver_connection
+        except Exception:  # whatever it is, it is no connection to go on with
+            return True
+        return bool(getattr(raw, "closed", False))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """
+        Yield a read-only connection.
+
+        Raises:
+            FileNotFoundError: there is no SQLite file yet; nothing is created.
+        """
+        if not self.is_postgres and not Path(str(self.dsn.path)).exists():
+            raise FileNotFoundError(f"there is no store at {self.dsn.path} yet")
+        with self.readers.connect() as connection:
+            if self.is_postgres:
+                connection.exec_driver_sql(
+                    "SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = '30s'"
+                )
+            yield connection
+
+    def release(self) -> None:
+        """
+        Close what is open; the next call opens it again.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # closing a broken connection may raise
+                connection.close()
+        for engine in (self._engine, self._readers):
+            if engine is not None:
+                with suppress(Exception):
+                    engine.dispose()
+
+    def after_fork_in_child(self) -> None:
+        """
+        Leave the parent's connections alone, for ever.
+
+        Closing an inherited SQLite connection drops the parent's POSIX locks, so
+        they are kept in a list and never collected.
+        """
+        self._inherited += [self._connection, self._engine, self._readers]
+        for engine in (self._engine, self._readers):
+            if engine is not None:
+                self._inherited.append(engine.pool)
+                engine.dispose(close=False)
+        self._connection = self._engine = self._readers = None
+
+    def abort(self) -> None:
+        """
+        Break the running call from another thread: the watchdog's way out.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        with suppress(Exception):  # it may have ended in this very moment
+            raw = connection.connection.driver_connection
+            if not self.is_postgres:
+                raw.interrupt()  # type: ignore[union-attr]
+                return
+            # Shut a duplicate: closing libpq's own descriptor under it is unsafe.
+            with socket.socket(fileno=os.dup(raw.pgconn.socket)) as duplicate:  # type: ignore[union-attr]
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    # -- what errors mean --
+
+    def problem(self, error: BaseException) -> Problem:
+        """
+        Say what *error* means for the rows, and the cure, without any secret.
+        """
+        if isinstance(error, CommitUnanswered):
+            return Problem(
+                "transient", "the store did not answer COMMIT", is_ambiguous=True
+            )
+        if isinstance(error, SchemaProblem):
+            return Problem("setup", str(error))
+        original = getattr(error, "orig", None) or error
+        if type(original).__module__.partition(".")[0] not in ("psycopg", "sqlite3"):
+            return _unexpected(original)
+        if self.is_postgres:
+            return _postgres_problem(original)
+        return _sqlite_problem(original, self.dsn)
+
+    def _is_broken(self, error: BaseException) -> bool:
+        original = getattr(error, "orig", None) or error
+        state = getattr(original, "sqlstate", None)
+        return self.is_postgres and (state is None or state[:2] in ("08", "57"))
+
+
+def _prepare_sqlite(connection: Any, *, is_new: bool, is_writer: bool) -> None:
+    if is_new:
+        # Both only take effect before the first table is made.
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if is_writer:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA cache_size = -65536")
+    else:
+        connection.execute("PRAGMA query_only = ON")
+        # Opens the file, so that a -shm made now can be given to its owner.
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
+def _give_to_owner(path: Path) -> None:
+    """
+    Hand -wal and -shm that root made to the owner of the database file.
+
+    An operator's `sudo fasten tail` must not lock the service out of its store.
+    """
+    if os.geteuid() != 0:
+        return
+    with suppress(OSError):
+        owner = path.stat()
+        for suffix in ("-wal", "-shm"):
+            made = os.lstat(f"{path}{suffix}")
+            if stat.S_ISREG(made.st_mode) and made.st_uid != owner.st_uid:
+                os.chown(f"{path}{suffix}", owner.st_uid, owner.st_gid)
+
+
+def _unexpected(error: BaseException) -> Problem:
+    """
+    Judge what no driver raised: a value that it cannot bind, a pool, a bug.
+    """
+    name = type(error).__name__
+    if isinstance(error, (OverflowError, UnicodeError, ValueError)):
+        return Problem("row", f"the row cannot be stored ({name})")
+    if isinstance(error, OSError):
+        return Problem("transient", f"the store is not reachable ({name})")
+    return Problem("transient", f"{name} in the store's code")
+
+
+_POSTGRES_SETUP: Final = {
+    "28P01": "the password was refused; correct it in the DSN",
+    "28000": "the login was refused; check user, password and pg_hba.conf",
+    "3D000": "the database does not exist; create it or correct the DSN",
+    "3F000": "the schema does not exist; run `fasten init-db` as the owner",
+    "42P01": "a table is missing; run `fasten init-db` as the owner",
+    "42703": "a column is missing; run `fasten init-db` as the owner",
+    "42501": "a right is missing; grant it (`fasten init-db --print-sql` lists all)",
+}
+_POSTGRES_TEXTS: Final = (
+    # A refused connection carries no SQLSTATE, only the server's sentence.
+    ("password authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ('role "', "28000"),
+    ('database "', "3D000"),
+)
+
+
+def _postgres_problem(error: BaseException) -> Problem:
+    state = getattr(error, "sqlstate", None) or _state_in_text(error)
+    name = type(error).__name__
+    if state in _POSTGRES_SETUP:
+        return Problem("setup", f"Postgres {state}: {_POSTGRES_SETUP[state]}")
+    if state is None:
+        return Problem("transient", f"Postgres is not reachable ({name})")
+    if state[:2] in ("22", "23", "54"):
+        return Problem("row", f"Postgres {state} ({name}) refuses the row")
+    if state == "25006":
+        return Problem("transient", "Postgres 25006: the server is read-only now")
+    return Problem("transient", f"Postgres {state} ({name})")
+
+
+def _state_in_text(error: BaseException) -> str | None:
+    text = str(error)
+    for needle, state in _POSTGRES_TEXTS:
+        if needle in text and "FATAL" in text:
+            return state
+    return None
+
+
+def _sqlite_problem(error: BaseException, dsn: Dsn) -> Problem:
+    text = str(error)
+    code = getattr(error, "sqlite_errorname", "")
+    where = f"SQLite at {dsn.path}"
+    if "readonly" in text or code.startswith("SQLITE_READONLY"):
+        return Problem("setup", f"{where} is read-only; let this user write to it")
+    if "unable to open" in text:
+        return Problem(
+            "setup",
+            f"{where} cannot be opened; the directory must exist and be writable",
+        )
+    if "no such table" in text or "no column" in text:
+        return Problem("setup", f"{where}: {text}; run `fasten init-db`")
+    if "not a database" in text:
+        return Problem("setup", f"{where} is not a database; name another file")
+    if "locked" in text or "busy" in text:
+        return Problem("transient", f"{where} is locked by another writer")
+    if "full" in text:
+        return Problem("transient", f"the disk of {where} is full")
+    if code.startswith(("SQLITE_TOOBIG", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH")):
+        return Problem("row", f"{where} refuses the row ({code})")
+    return Problem("transient", f"{where}: {code or type(error).__name__}")

@@ -424,6 +424,9 @@ class ConflictingCodes(InvalidCodes, CodeConflict):
     """
 
 
+_MAX_LINES: Final = 1_000
+
+
 @attrs.define(eq=False, repr=False)
 class _Faults:
     """
@@ -453,7 +456,10 @@ class _Faults:
     def _text(self) -> str:
         if len(self.lines) == 1:
             return self.lines[0]
-        return "\n  ".join((f"{len(self.lines)} mistakes in codes:", *self.lines))
+        more = len(self.lines) - _MAX_LINES
+        tail = [f"and {more} more"] if more > 0 else []
+        head = f"{len(self.lines)} mistakes in codes:"
+        return "\n  ".join((head, *self.lines[:_MAX_LINES], *tail))
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -769,7 +775,7 @@ def _unusable_domain(place: str, domain: object) -> str:
 # --- codes files --------------------------------------------------------------------
 
 _MAX_FILE: Final = 1_048_576
-_MAX_NODES: Final = 100_000
+_MAX_NODES: Final = 200_000
 _TOP_KEYS: Final = ("domain", "codes", "domains")
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _SPELLINGS: Final = (

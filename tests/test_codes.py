@@ -647,7 +647,7 @@ class TestFiles:
             """\
             domain: shop
             codes:
-              CART_FILLED: {sevrity: warn, severity: loud, pii_in_detail: "yes"}
+              CART_FILLED: {severityy: warn, severity: loud, pii_in_detail: "yes"}
               cart_emptied: {}
               CART_SOLD: {severity: info, severity: warn}
               CART_LOST: {}
@@ -666,7 +666,7 @@ class TestFiles:
         found = faults(registry, first, second, "/nowhere.codes.yaml")
         expected = [
             "10 mistakes in codes:",
-            f"{first}:3: CART_FILLED: unknown key 'sevrity'; did you mean 'severity'?",
+            f"{first}:3: CART_FILLED: unknown key 'severityy'; did you mean 'severity'?",
             f"{first}:3: CART_FILLED: severity 'loud' is not one of",
             f"{first}:3: CART_FILLED: pii_in_detail 'yes' is not true or false",
             f"{first}:4: 'cart_emptied' is not a code; write capitals",
@@ -765,6 +765,12 @@ class TestFiles:
         found = faults(registry, one, two)
 
         assert 2 == sum("beyond measure" in line for line in found)
+
+    def test_long_error(self, registry, write):
+        """An error of thousands of mistakes stays readable."""
+        path = write("\n".join(f"a{i}: x" for i in range(1_500)))
+
+        assert "and 501 more" == faults(registry, path)[-1]
 
     def test_not_text(self, registry, tmp_path):
         """Bytes that are no text are a mistake, not a traceback."""

@@ -551,10 +551,7 @@ class Query:
         Raises:
             InvalidQuery: a name or value is unusable; it says which.
         """
-        if stream not in FILTERS:
-            raise InvalidQuery(
-                f"unknown stream {_shown(stream)}; use audit, sys or api", "stream"
-            )
+        _require_stream(stream)
         values: dict[str, Any] = {"order": default_order}
         filters: dict[str, str | int] = {}
         for name, value in given.items():
@@ -627,6 +624,13 @@ def decode_cursor(stream: str, cursor: str) -> str:
             "cursor",
         )
     return text[1:]
+
+
+def _require_stream(stream: str) -> None:
+    if stream not in FILTERS:
+        raise InvalidQuery(
+            f"unknown stream {_shown(stream)}; use audit, sys or api", "stream"
+        )
 
 
 def _long(name: str) -> str:

@@ -488,7 +488,7 @@ class TestQuery:
             ("detail", "x"),
             ("hash", "x"),
             ("q", "x"),
-            ("taget", "x"),
+            ("actr", "x"),
         ],
     )
     def test_refuses(self, name, value):
@@ -512,8 +512,8 @@ class TestQuery:
         """
         The nearest known name is in the message.
         """
-        with pytest.raises(InvalidQuery, match="did you mean 'target'"):
-            parse(taget="x")
+        with pytest.raises(InvalidQuery, match="did you mean 'actor'"):
+            parse(actr="x")
 
     def test_unknown_stream(self):
         """

@@ -437,11 +437,11 @@ class Delivery:
         """
         try:
             page = ask()
-        except (InvalidQuery, FileNotFoundError):
-            if self._is_unborn(stream):
-                return Page(rows=[], completeness="store-degraded")
+        except InvalidQuery:
             raise
         except Exception as error:  # the driver's: told without its DSN
+            if self._is_unborn(error):
+                return Page(rows=[], completeness="store-degraded")
             problem = self._database(getattr(self._settings, f"{stream}_dsn")).problem(
                 error
             )
@@ -454,9 +454,13 @@ class Delivery:
             return attrs.evolve(page, completeness="store-degraded")
         return page
 
-    def _is_unborn(self, stream: str) -> bool:
-        dsn = getattr(self._settings, f"{stream}_dsn")
-        return bool(dsn and dsn.path and not Path(dsn.path).exists())
+    def _is_unborn(self, error: BaseException) -> bool:
+        """
+        Tell whether the store is missing because nothing was stored in it yet.
+        """
+        from fasten.repository import is_missing
+
+        return is_missing(error) and not self.lane.delivered
 
     # -- telling --
 

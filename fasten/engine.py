@@ -42,6 +42,7 @@ from fasten.rows import (
     Pending,
     Query,
     UlidMinter,
+    format_timestamp,
     quote,
 )
 from fasten.settings import Dsn, Settings, parse_dsn
@@ -228,9 +229,10 @@ class Engine:
          behalf, tenant, origin, target, how, reason, rid, trace, span, detail) = row
         # What spool.pack(row) gives, without its loop: a test holds them equal.
         payload = (
-            f"{id_}\0{us}\0{code}\0{action}\0{level}\0{category}\0{domain}\0{class_}\0"
-            f"{outcome}\0{who}\0{kind}\0{behalf or ''}\0{tenant or ''}\0{origin or ''}\0"
-            f"{target}\0{how}\0{reason or ''}\0{rid}\0{trace or ''}\0{span or ''}\0{detail}"
+            f"{id_}\0{us}\0{code}\0{action}\0{level}\0{category}\0{domain}\0"
+            f"{class_}\0{outcome}\0{who}\0{kind}\0{behalf or ''}\0{tenant or ''}\0"
+            f"{origin or ''}\0{target}\0{how}\0{reason or ''}\0{rid}\0"
+            f"{trace or ''}\0{span or ''}\0{detail}"
         ).encode()
         # fmt: on
         if not self._queue.append(payload, row):
@@ -452,7 +454,7 @@ class Engine:
             "client": fields.pop("client", None) or origin,
             "bytes": fields.pop("bytes", None),
             "complete": bool(fields.pop("complete", True)),
-            "timestamp": self._clock_ns() // 1000,
+            "timestamp": format_timestamp(self._clock_ns() // 1000),
         }
         return {**row, **self._redactor.clean(fields)}
 
@@ -645,7 +647,7 @@ def _audit_dict(row: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
-# --- the default engine ----------------------------------------------------------------
+# --- the default engine -----------------------------------------------------------
 
 _default: Engine | None = None
 _starting: Final = threading.RLock()
@@ -854,8 +856,10 @@ def read_store(dsn: Dsn, stream: str, filters: Mapping[str, Any]) -> Page:
     )
     try:
         return repository.query(asked)
-    except (InvalidQuery, FileNotFoundError) as error:
-        raise error if isinstance(error, InvalidQuery) else AuditStoreError(str(error))
+    except InvalidQuery:
+        raise
+    except FileNotFoundError as error:
+        raise AuditStoreError(str(error)) from None
     except Exception as error:  # the driver's: told without its DSN
         problem = database.problem(error)
         raise AuditStoreError(f"the store cannot be read: {problem.message}") from None
@@ -892,7 +896,7 @@ def flush(timeout: float = 5.0) -> bool:
     return default().flush(timeout)
 
 
-async def aflush(timeout: float = 5.0) -> bool:
+async def aflush(timeout: float = 5.0) -> bool:  # noqa: ASYNC109  (as flush)
     """
     Wait as `flush` does, without blocking the event loop.
     """

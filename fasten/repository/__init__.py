@@ -12,6 +12,7 @@ from fasten.repository.database import (
     Database,
     Problem,
     SchemaProblem,
+    is_missing,
 )
 from fasten.repository.schema import SCHEMA
 from fasten.repository.stream import StreamRepository
@@ -27,4 +28,5 @@ __all__ = [
     "StreamRepository",
     "Tables",
     "Writer",
+    "is_missing",
 ]

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from fasten.settings import Dsn
 
-__all__ = ["CommitUnanswered", "Database", "Problem", "SchemaProblem"]
+__all__ = ["CommitUnanswered", "Database", "Problem", "SchemaProblem", "is_missing"]
 
 
 class Problem(NamedTuple):
@@ -273,6 +273,18 @@ class Database:
         original = getattr(error, "orig", None) or error
         state = getattr(original, "sqlstate", None)
         return self.is_postgres and (state is None or state[:2] in ("08", "57"))
+
+
+def is_missing(error: BaseException) -> bool:
+    """
+    Tell whether *error* says that there is no such file or table.
+    """
+    original = getattr(error, "orig", None) or error
+    return (
+        isinstance(original, FileNotFoundError)
+        or getattr(original, "sqlstate", None) == "42P01"
+        or "no such table" in str(original)
+    )
 
 
 def _prepare_sqlite(connection: Any, *, is_new: bool, is_writer: bool) -> None:

@@ -8,15 +8,14 @@ Assertions over what a test made fasten record.
 from __future__ import annotations
 
 import json
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from fasten import codes, context, engine
+from fasten import codes, engine
 from fasten.engine import Engine
 from fasten.rows import (
     AUDIT_COLUMNS,
@@ -68,7 +67,7 @@ class Trail:
 
     # -- what the engine calls --
 
-    def append(self, payload: bytes, row: tuple[Any, ...]) -> int:
+    def append(self, payload: bytes, row: tuple[Any, ...]) -> int:  # noqa: ARG002
         """
         Take a row that was emitted.
         """
@@ -134,7 +133,7 @@ class Trail:
             AssertionError: it was not; the message shows the nearest rows.
         """
         found = self.rows(code, **fields)
-        if found and times is None or times == len(found):
+        if (found and times is None) or times == len(found):
             return found[-1] if found else {}
         wanted = "at least once" if times is None else f"{times} times"
         raise AssertionError(
@@ -168,7 +167,9 @@ class Trail:
         if len(ids) == 1 and request_id in (None, ids[0]):
             return str(ids[0])
         wanted = f"request_id {request_id}" if request_id else "one request_id"
-        raise AssertionError(f"rows do not share {wanted}; they have {ids or 'no rows'}")
+        raise AssertionError(
+            f"rows do not share {wanted}; they have {ids or 'no rows'}"
+        )
 
     def report(self) -> str:
         """
@@ -177,16 +178,16 @@ class Trail:
         return "\n".join(_line(row) for row in self.audit)
 
     def _nearest(self, code: str, fields: Mapping[str, Any]) -> str:
-        ranked = sorted(
-            self.audit, key=lambda row: _distance(row, code, fields)
-        )[:5]
+        ranked = sorted(self.audit, key=lambda row: _distance(row, code, fields))[:5]
         if not ranked:
             return "nothing was emitted at all"
         lines = [f"  {_line(row)}{_differences(row, code, fields)}" for row in ranked]
         return "nearest rows:\n" + "\n".join(lines)
 
 
-def _matches(row: Mapping[str, Any], code: str | None, fields: Mapping[str, Any]) -> bool:
+def _matches(
+    row: Mapping[str, Any], code: str | None, fields: Mapping[str, Any]
+) -> bool:
     if code is not None and row["code"] != code:
         return False
     return not any(_differs(row, name, value) for name, value in fields.items())
@@ -195,7 +196,9 @@ def _matches(row: Mapping[str, Any], code: str | None, fields: Mapping[str, Any]
 def _differs(row: Mapping[str, Any], name: str, value: Any) -> bool:
     key = SHORT_FORMS.get(name, name)
     if key not in row:
-        raise TypeError(f"{name} is no key of an audit row; use one of {', '.join(row)}")
+        raise TypeError(
+            f"{name} is no key of an audit row; use one of {', '.join(row)}"
+        )
     if key == "detail" and isinstance(value, Mapping):
         return not _is_subset(value, row["detail"])
     return bool(row[key] != value)

@@ -9,6 +9,7 @@ structlog, or imports it: it is there if its user is.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -80,7 +81,7 @@ class _Path:
         self._waiting = deque(maxlen=_EARLY_LINES)
         # Known by its empty names.
         self.buffer = Sink(
-            record=lambda draft, **how: self._waiting.append((draft, how)),
+            record=self._keep,
             clean=Redactor().clean,
             service_id="",
             source_node_id="",
@@ -88,17 +89,34 @@ class _Path:
         self.sink = self.buffer
         self.failures = 0
 
+    def _keep(self, draft: Draft, **how: bool) -> None:
+        self._waiting.append((draft, how))
+        if self.sink is not self.buffer:
+            # An engine came while this line was on its way here.
+            self.replay()
+
     def replay(self) -> None:
         """
         Hand what waited to the sink, under its names.
         """
         sink = self.sink
-        while self._waiting:
-            (make, _, *line), how = self._waiting.popleft()
+        while True:
+            try:
+                (make, _, *line), how = self._waiting.popleft()
+            except IndexError:
+                return
             sink.record((make, sink, *line), **how)
+
+    def after_fork_in_child(self) -> None:
+        """
+        Forget what waits: it is the parent's to hand over.
+        """
+        self._waiting.clear()
 
 
 _path = _Path()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_path.after_fork_in_child)
 
 
 def bind_sink(sink: Sink | None, *, takes_early: bool = True) -> None:
@@ -343,7 +361,9 @@ class SysTee:
                 values = sink.clean(event_dict)
             level = _LEVELS.get(method) or _level(method, event_dict)
             name = getattr(event_dict.get("_record", logger), "name", None)
-            found = None if "request_id" in values else _found(sink)
+            # Behind add_correlation the event knows all that the context does.
+            is_placed = "source_node_id" in values and values.get("request_id")
+            found = None if is_placed else _found(sink)
             draft = _row, sink, sink.clock_ns() // 1000, level, name, found, values
             if self._is_printed:
                 sink.record(draft)

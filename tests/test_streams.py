@@ -71,7 +71,7 @@ class Stdout:
 
     def __enter__(self) -> Self:
         # In the test itself: pytest puts its own in place after the fixtures.
-        self.before, sys.stdout = sys.stdout, self  # type: ignore[assignment]
+        self.before, sys.stdout = sys.stdout, self
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -193,6 +193,8 @@ class Engine:
                 level = _choose("severity", severity, _SEVERITIES)
             if tenant_id is not None:
                 tenant = _spell("tenant_id", tenant_id)
+            elif tenant is None:
+                tenant = self.settings.tenant_id
             if on_behalf_of is not None:
                 behalf = _spell("on_behalf_of", on_behalf_of)
             if client is not None:
@@ -290,7 +292,7 @@ class Engine:
             actor=anchor(_text(actor) or who),
             actor_kind="user" if _text(actor) else kind,
             on_behalf_of=behalf,
-            tenant_id=tenant,
+            tenant_id=tenant or self.settings.tenant_id,
             client=origin,
             target=anchor(_text(target) or "unknown"),
             method="sdk",
@@ -303,9 +305,13 @@ class Engine:
         self._enqueue(tuple(row))
         return id_
 
-    def emit_own(self, code: str, target: str, detail: Mapping[str, Any]) -> str:
+    def emit_own(
+        self, code: str, target: str, detail: Mapping[str, Any], **anchors: str | None
+    ) -> str:
         """
         Record something that fasten itself did; such rows have domain `fasten`.
+
+        *anchors* replace what stands for fasten itself, as in actor="auditor".
         """
         entry = self.registry.entries[code]
         ns = self._clock_ns()
@@ -333,7 +339,9 @@ class Engine:
             span_id=None,
             detail=self._redactor.encode(dict(detail)),
         )
-        self._enqueue(tuple(row))
+        anchor = self._redactor.anchor
+        given: dict[str, Any] = {k: v and anchor(v) for k, v in anchors.items()}
+        self._enqueue(tuple(row._replace(**given)))
         return id_
 
     def stored(self, rows: Sequence[tuple[Any, ...]], *, is_sealed: bool) -> None:
@@ -480,8 +488,13 @@ class Engine:
             InvalidQuery: a filter's name or value is unusable.
         """
         given = {"order": order, "limit": limit, "cursor": cursor, **filters}
-        asked = Query.parse(stream, given, now_us=self._clock_ns() // 1000)
-        return self.answer(asked)
+        return self.answer(Query.parse(stream, given, now_us=self.now_us()))
+
+    def now_us(self) -> int:
+        """
+        Return the engine's time, in microseconds since 1970: what `since=2h` is from.
+        """
+        return self._clock_ns() // 1000
 
     def answer(self, query: Query) -> Page:
         """

@@ -378,10 +378,11 @@ def chain() -> list[Processor]:
     """
     Return the processors for `structlog.configure(processors=[*chain(), renderer])`.
 
-    Correlation, redaction, and a copy of each event into the sys stream. They may
+    Redaction, a copy of each event into the sys stream, and correlation. They may
     stand there before `init()`.
     """
-    return [add_correlation, redact, SysTee(is_redacted=True)]
+    # Correlation comes last: what it adds holds no secrets, and need not be copied.
+    return [redact, SysTee(is_redacted=True), add_correlation]
 
 
 # --- the log object ---------------------------------------------------------------
@@ -565,9 +566,9 @@ def _insert(processors: list[Any]) -> bool:
         return True
     if not processors:
         return False
-    added: list[Any] = [add_correlation, SysTee()]
-    if add_correlation in processors:
-        added = added[1:]
+    added: list[Any] = [SysTee()]
+    if add_correlation not in processors:
+        added.append(add_correlation)
     # One operation: a thread that is logging sees all of it or nothing.
     processors[-1:-1] = added
     _insertion.processors, _insertion.added = processors, added

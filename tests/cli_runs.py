@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How the tests of the CLI run it: in process, as a program, and on a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+import fasten
+from fasten.cli import main
+from tests.outside import ROOT
+
+__all__ = ["Followed", "emit_sample", "fasten_on", "in_terminal", "run", "run_program"]
+
+
+def run(*words: str, **environ: str) -> Result:
+    """
+    Run `fasten WORDS` in this process, *environ* on top of the environment.
+    """
+    # Entered without a terminal and without a width that somebody's shell has set.
+    runner = CliRunner(env={"COLUMNS": None, **environ})
+    return runner.invoke(main, words, prog_name="fasten")
+
+
+def run_program(
+    *words: str, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run `fasten WORDS` as a program of its own.
+    """
+    return subprocess.run(
+        program(*words),
+        env=_environ(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+def program(*words: str) -> list[str]:
+    """
+    Return the command line of `fasten WORDS`.
+    """
+    code = "from fasten.cli import main; main(prog_name='fasten')"
+    return [sys.executable, "-W", "error", "-c", code, *words]
+
+
+def _environ(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+
+
+def in_terminal(*words: str, columns: int = 80, **env: str) -> tuple[int, str]:
+    """
+    Run `fasten WORDS` on a terminal; return its exit code and what is seen there.
+    """
+    ours, theirs = pty.openpty()
+    try:
+        given = {"COLUMNS": str(columns), "TERM": "xterm-256color", **env}
+        process = subprocess.Popen(
+            program(*words), env=_environ(given), stdin=theirs, stdout=theirs
+        )
+    finally:
+        os.close(theirs)
+    seen = b""
+    # EIO is how Linux says that nobody holds the other end any more.
+    while chunk := _read(ours):
+        seen += chunk
+    os.close(ours)
+    return process.wait(60), seen.decode().replace("\r\n", "\n")
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65_536)
+    except OSError:
+        return b""
+
+
+class Followed:
+    """
+    A running `fasten tail -f`: lines as they come.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.said: list[str] = []
+        self._news = threading.Condition()
+        for stream, into in ((process.stdout, self.lines), (process.stderr, self.said)):
+            threading.Thread(
+                target=self._read, args=(stream, into), daemon=True
+            ).start()
+
+    def _read(self, stream: Any, into: list[str]) -> None:
+        for line in stream:
+            with self._news:
+                into.append(line.rstrip("\n"))
+                self._news.notify_all()
+
+    def wait_for(self, number: int, timeout: float = 20.0) -> list[str]:
+        """
+        Return the lines once there are *number* of them.
+        """
+        with self._news:
+            done = self._news.wait_for(lambda: len(self.lines) >= number, timeout)
+
+        assert done, f"{self.lines} after {timeout:g} s, and on stderr {self.said}"
+        return list(self.lines)
+
+    def wait_until_said(self, text: str, timeout: float = 20.0) -> None:
+        """
+        Wait until *text* is in a line on stderr.
+        """
+        with self._news:
+            done = self._news.wait_for(
+                lambda: any(text in line for line in self.said), timeout
+            )
+
+        assert done, f"{text!r} is not in {self.said}"
+
+
+@contextmanager
+def following(*words: str, env: Mapping[str, str] | None = None) -> Iterator[Followed]:
+    """
+    Run `fasten tail -f WORDS` as long as the block lasts.
+    """
+    process = subprocess.Popen(
+        program("tail", "-f", *words),
+        env=_environ(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Followed(process)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@contextmanager
+def fasten_on(dsn: str | None, **settings: Any) -> Iterator[fasten.Engine]:
+    """
+    Run fasten quietly on *dsn*, and have every row stored at the end of the block.
+    """
+    given = {
+        "service_id": "api-server",
+        "node_id": "host-01",
+        "stdout": "",
+        "audit_dsn": dsn,
+    }
+    running = fasten.init(**given | settings)
+    yield running
+    assert fasten.flush(20)
+    fasten.close()
+
+
+def emit_sample() -> list[str]:
+    """
+    Emit the rows of the page under its request id; return their ids.
+    """
+    with fasten.bind("a1b2c3d4"):
+        return [
+            fasten.emit("USER_CREATED", "u-42", actor="admin", detail={"plan": "pro"}),
+            fasten.emit("ORDER_PLACED", "ord-9001", actor="u-42"),
+            fasten.emit("PAYMENT_PROCESSED", "ord-9001", outcome="failure"),
+        ]
+
+
+def write(path: Path, text: str) -> Path:
+    """
+    Write *text* to *path*; return it.
+    """
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The shims, each loaded when it is named; and what a shim of one's own is made of.
+
+A custom transport: `extract` the id from the message, open a `scope`, call on; when
+sending, `inject`. A Carrier is the message's headers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from fasten.context import Carrier, extract, inject, scope
+
+if TYPE_CHECKING:
+    from fasten.shim import django, flask, http, wsgi
+
+__all__ = ["Carrier", "django", "extract", "flask", "http", "inject", "scope", "wsgi"]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or find_spec(f"fasten.shim.{name}") is None:
+        raise AttributeError(f"module 'fasten.shim' has no attribute {name!r}")
+    return import_module(f"fasten.shim.{name}")

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+ASGI: Starlette, FastAPI, Litestar, and whatever else speaks it.
+
+What is the same for every kind of HTTP server lives in `_http`; Django has a module
+of its own, as its middlewares are no ASGI applications.
+"""
+
+from __future__ import annotations
+
+import sys
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+from fasten.context import Context
+from fasten_shims._http import (
+    ABORTED,
+    HEADER,
+    KEY,
+    Asker,
+    Asks,
+    Exchange,
+    open_scope,
+    skipper,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+__all__ = ["APILogger", "RequestIDMiddleware", "exception_handler", "wrap"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_NAME: Final = HEADER.lower().encode()
+
+
+class _Middleware:
+    """
+    Open the request's scope, unless a middleware around this one has done so.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        actor: Asker | None = None,
+        tenant: Asker | None = None,
+        client: Asker | None = None,
+    ) -> None:
+        self.app = app
+        self._asks = Asks.checked(actor, tenant, client)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Run the application for one request, websocket, or lifespan.
+        """
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        exchange = scope.get(KEY)
+        if exchange is not None:
+            exchange.ask(scope, self._asks)
+            self._join(exchange)
+            await self.app(scope, receive, send)
+            return
+        with _open(scope, self._asks) as cell:
+            exchange = scope[KEY] = _Exchange(cell, self._asks, scope, receive, send)
+            self._join(exchange)
+            await exchange.run(self.app)
+
+    def _join(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+
+class RequestIDMiddleware(_Middleware):
+    """
+    Give each request its id: the caller's X-Request-ID, or a new one.
+
+    Everything emitted and logged on the request's behalf carries it, and so does the
+    answer. *actor*, *tenant* and *client* are functions of the ASGI scope, called
+    when a row first wants to know.
+    """
+
+    def _join(self, exchange: Exchange) -> None:
+        exchange.is_stamped = True
+
+
+class APILogger(_Middleware):
+    """
+    Record one api row for each request, but for the paths of *skip*.
+
+    *skip* holds paths in which `*` stands for any text: `{"/health", "/static/*"}`.
+    A websocket is one row when it closes, with status 101.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        skip: str | Iterable[str] = (),
+        actor: Asker | None = None,
+        tenant: Asker | None = None,
+        client: Asker | None = None,
+    ) -> None:
+        super().__init__(app, actor=actor, tenant=tenant, client=client)
+        self._is_skipped = skipper(skip)
+
+    def _join(self, exchange: Exchange) -> None:
+        exchange.log(self._is_skipped)
+
+
+def wrap(
+    app: App,
+    *,
+    actor: Asker | None = None,
+    tenant: Asker | None = None,
+    client: Asker | None = None,
+) -> RequestIDMiddleware:
+    """
+    Put RequestIDMiddleware around a whole application, for the server to run.
+
+    `add_middleware` puts it inside: Starlette answers unhandled exceptions further
+    out, with a 500 that lacks the id. Around the application nothing escapes it.
+    """
+    return RequestIDMiddleware(app, actor=actor, tenant=tenant, client=client)
+
+
+async def exception_handler(
+    request: Request,
+    error: Exception,  # noqa: ARG001  (Starlette hands it over)
+) -> Response:
+    """
+    Answer an unhandled exception as Starlette would, and name the request's id.
+
+    For `app.add_exception_handler(Exception, exception_handler)`, where `wrap` is not
+    wanted.
+    """
+    from starlette.responses import PlainTextResponse
+
+    exchange = request.scope.get(KEY)
+    headers = {} if exchange is None else {HEADER: exchange.cell.request_id}
+    return PlainTextResponse("Internal Server Error", status_code=500, headers=headers)
+
+
+def _open(scope: Scope, asks: Asks) -> Any:
+    ids, traces = [], []
+    for name, value in scope["headers"]:
+        if name == _NAME:
+            ids.append(value)
+        elif name == b"traceparent":
+            traces.append(value)
+    peer = scope.get("client")
+    return open_scope(
+        ids,
+        traces[0] if len(traces) == 1 else None,
+        client=peer[0] if peer else None,
+        request=scope,
+        asks=asks,
+    )
+
+
+class _Exchange(Exchange):
+    """
+    A request of an ASGI server; its `receive` and `send` stand before the server's.
+    """
+
+    __slots__ = ("_is_gone", "_receive", "_root", "_scope", "_send")
+
+    def __init__(
+        self, cell: Context, asks: Asks, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        # A websocket has no method of its own: it began as a GET.
+        path, self._root = scope["path"], scope.get("root_path", "")
+        inner = path.removeprefix(self._root) if self._root else path
+        super().__init__(cell, asks, scope.get("method", "GET"), path, inner)
+        self._scope, self._receive, self._send = scope, receive, send
+        self._is_gone = False
+
+    async def run(self, app: App) -> None:
+        """
+        Run *app*, and record the row if the answer's end has not.
+        """
+        try:
+            await app(self._scope, self.receive, self.send)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        if self.status is None:
+            # The server answers in the application's place.
+            self.status = ABORTED if self._is_gone else 500
+        self.tell()
+
+    async def receive(self) -> Message:
+        """
+        Take the server's next message, and notice when the client has left.
+        """
+        message = await self._receive()
+        kind = message["type"]
+        if kind == "http.disconnect":
+            self._is_gone = True
+        elif kind == "websocket.disconnect":
+            # 1006: the connection broke; any other code is a way to say goodbye.
+            self._is_gone = message.get("code") == 1006
+            self.is_complete = not self._is_gone
+        return message
+
+    async def send(self, message: Message) -> None:
+        """
+        Hand the application's message to the server, with the id in its headers.
+        """
+        kind = message["type"]
+        if kind in _HEADINGS:
+            self.status = message.get("status", 101)
+            if self.is_stamped:
+                message = self._stamped(message)
+        try:
+            await self._send(message)
+        except OSError:
+            # What servers raise when nobody listens any more (ASGI 2.4).
+            self._is_gone = True
+            raise
+        if kind == "http.response.body":
+            self._take(len(message.get("body", b"")), message)
+        elif kind not in _HEADINGS:
+            self._note(kind, message)
+
+    def _stamped(self, message: Message) -> Message:
+        kept = [
+            pair
+            for pair in message.get("headers") or ()
+            if len(pair[0]) != len(_NAME) or bytes(pair[0]).lower() != _NAME
+        ]
+        kept.append((_NAME, self.cell.request_id.encode()))
+        return {**message, "headers": kept}
+
+    def _take(self, size: int | None, message: Message) -> None:
+        """
+        Count a piece of the body; the last one ends the exchange.
+
+        What the application does afterwards, its background tasks, takes no part in
+        the row.
+        """
+        self.count(size)
+        if not message.get("more_body", False):
+            self.is_complete = not self._is_gone
+            self.tell()
+
+    def _note(self, kind: str, message: Message) -> None:
+        if kind == "websocket.send":
+            text = message.get("text")
+            data = message.get("bytes") if text is None else text.encode()
+            self.count(len(data or b""))
+        elif kind == "websocket.close":
+            self.status = self.status or 403
+            self.is_complete = True
+        elif kind == "websocket.http.response.body":
+            self.count(len(message.get("body", b"")))
+            self.is_complete = not message.get("more_body", False)
+        elif kind == "http.response.zerocopysend":
+            self._take(message.get("count"), message)
+        elif kind == "http.response.pathsend":
+            self._take(None, message)
+
+    def fail(self, error: BaseException) -> None:
+        """
+        Record that the application raised, unless it had answered before.
+        """
+        if self._is_gone and _is_parting(error):
+            error = CancelledError()
+        if not self.is_told:
+            super().fail(error)
+
+    def find_route(self) -> str | None:
+        """
+        Return the route's template, as Starlette, FastAPI or Litestar left it behind.
+        """
+        scope = self._scope
+        template = scope.get("path_template") or _template(scope)
+        if not isinstance(template, str):
+            return None
+        return self._mounted() + template
+
+    def _mounted(self) -> str:
+        """
+        Return the prefix of the mounts on the way, with the names of their parameters.
+        """
+        root = self._scope.get("root_path", "")
+        if root == self._root or not self.path.startswith(root):
+            return ""
+        # The mounts' own come first in it, so of equal values the first one counts.
+        params = reversed(self._scope.get("path_params", {}).items())
+        names = {str(value): f"{{{name}}}" for name, value in params}
+        parts = root.removeprefix(self._root).split("/")
+        return "/".join(names.get(part, part) for part in parts)
+
+
+_HEADINGS: Final = frozenset(
+    ("http.response.start", "websocket.accept", "websocket.http.response.start")
+)
+
+
+def _is_parting(error: BaseException) -> bool:
+    # If Starlette is not loaded the exception cannot be its own.
+    requests = sys.modules.get("starlette.requests")
+    return isinstance(error, (OSError, getattr(requests, "ClientDisconnect", OSError)))
+
+
+def _template(scope: Scope) -> object:
+    """
+    Look in the places where frameworks leave the route of what they called.
+    """
+    endpoint = scope.get("endpoint")
+    if endpoint is None:
+        return None
+    # A FastAPI router that was included keeps its own routes without the prefix;
+    # what became of them stands in a context beside.
+    included = (scope.get("fastapi") or {}).get("effective_route_context")
+    places = (getattr(included, "starlette_route", None), included, scope.get("route"))
+    for route in places:
+        if (template := _leading_to(endpoint, route)) is not None:
+            return template
+    inner = scope["path"].removeprefix(scope.get("root_path", ""))
+    return _find(endpoint, scope.get("router"), inner)
+
+
+def _leading_to(endpoint: object, route: object) -> object:
+    if getattr(route, "endpoint", None) is endpoint:
+        return getattr(route, "path_format", None)
+    # A mount in which nothing else matched: its own path is in `root_path` by now.
+    return "/{path}" if getattr(route, "app", None) is endpoint else None
+
+
+def _find(endpoint: object, router: object, path: str) -> object:
+    """
+    Find the route of *endpoint*: Starlette before 1.0 leaves none in the scope.
+
+    *path* tells which, where several lead to it.
+    """
+    for route in getattr(router, "routes", None) or ():
+        template = _leading_to(endpoint, route)
+        if template == "/{path}" or (template and route.path_regex.match(path)):
+            return template
+        if (template := _find(endpoint, route, path)) is not None:
+            return template
+    return None

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+WSGI: any application that a WSGI server runs.
+
+Flask has a hook of its own that uses these (`flask`); Django has middlewares of its
+own (`django`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from contextvars import Context as Variables
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Final, cast
+
+from fasten.context import Context
+from fasten_shims._http import HEADER, KEY, Asker, Asks, Exchange, open_scope, skipper
+
+__all__ = ["APILogger", "RequestIDMiddleware"]
+
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+StartResponse = Callable[..., Callable[[bytes], object]]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_NAME: Final = HEADER.lower()
+
+
+class _Middleware:
+    """
+    Open the request's scope, unless a middleware around this one has done so.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        actor: Asker | None = None,
+        tenant: Asker | None = None,
+        client: Asker | None = None,
+    ) -> None:
+        self.app = app
+        self._asks = Asks.checked(actor, tenant, client)
+
+    def __call__(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """
+        Run the application for one request.
+        """
+        exchange = environ.get(KEY)
+        if exchange is not None:
+            exchange.ask(environ, self._asks)
+            self._join(exchange)
+            return self.app(environ, start_response)
+        # The server's thread never sees the scope: what it does next is not ours.
+        variables = copy_context()
+        return variables.run(self._begin, environ, start_response, variables)
+
+    def _begin(
+        self, environ: Environ, start_response: StartResponse, variables: Variables
+    ) -> Iterable[bytes]:
+        # Never left: it ends with the copied variables, when the body is closed.
+        cell = _open(environ, self._asks).__enter__()
+        exchange = environ[KEY] = _Exchange(cell, self._asks, environ, start_response)
+        self._join(exchange)
+        return exchange.run(self.app, variables)
+
+    def _join(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+
+class RequestIDMiddleware(_Middleware):
+    """
+    Give each request its id: the caller's X-Request-ID, or a new one.
+
+    Everything emitted and logged on the request's behalf carries it, and so does the
+    answer. *actor*, *tenant* and *client* are functions of the WSGI environ, called
+    when a row first wants to know.
+    """
+
+    def _join(self, exchange: Exchange) -> None:
+        exchange.is_stamped = True
+
+
+class APILogger(_Middleware):
+    """
+    Record one api row for each request, but for the paths of *skip*.
+
+    *skip* holds paths in which `*` stands for any text: `{"/health", "/static/*"}`.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        skip: str | Iterable[str] = (),
+        actor: Asker | None = None,
+        tenant: Asker | None = None,
+        client: Asker | None = None,
+    ) -> None:
+        super().__init__(app, actor=actor, tenant=tenant, client=client)
+        self._is_skipped = skipper(skip)
+
+    def _join(self, exchange: Exchange) -> None:
+        exchange.log(self._is_skipped)
+
+
+def _open(environ: Environ, asks: Asks) -> Any:
+    inbound = environ.get("HTTP_X_REQUEST_ID")
+    return open_scope(
+        # Servers join repeated headers with a comma, which no id may hold.
+        () if inbound is None else (inbound,),
+        environ.get("HTTP_TRACEPARENT"),
+        client=environ.get("REMOTE_ADDR") or None,
+        request=environ,
+        asks=asks,
+    )
+
+
+def _text(value: str) -> str:
+    """
+    Read a path as the bytes it came as: WSGI hands them over as Latin-1.
+    """
+    if value.isascii():
+        return value
+    return value.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _content_length(headers: Headers) -> int | None:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == "content-length":
+            return int(value) if value.isdecimal() else None
+    return None
+
+
+class _Exchange(Exchange):
+    """
+    A request of a WSGI server; its `start_response` stands before the server's.
+    """
+
+    __slots__ = ("_environ", "_length", "_root", "_start_response")
+
+    def __init__(
+        self,
+        cell: Context,
+        asks: Asks,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> None:
+        root, inner = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
+        method, path = environ["REQUEST_METHOD"], _text(root + inner)
+        super().__init__(cell, asks, method, path, _text(inner))
+        self._environ, self._start_response = environ, start_response
+        self._root = root
+        self._length: int | None = None
+
+    def run(self, app: App, variables: Variables) -> Iterable[bytes]:
+        """
+        Call *app*, and return its answer so that its iteration is seen.
+        """
+        try:
+            answer = app(self._environ, self.start_response)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        wrapper = self._environ.get("wsgi.file_wrapper")
+        if isinstance(wrapper, type) and isinstance(answer, wrapper):
+            with suppress(AttributeError):  # one made in C takes no attributes
+                self._watch(answer)
+                return answer
+        # Some servers take the length of a single piece for Content-Length.
+        is_sized = hasattr(type(answer), "__len__")
+        return (_SizedBody if is_sized else _Body)(self, variables, answer)
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        """
+        Hand the answer's status and headers to the server, with the id among them.
+        """
+        self.status = int(status[:3])
+        if self.is_stamped:
+            headers = [pair for pair in headers if pair[0].lower() != _NAME]
+            headers.append((HEADER, self.cell.request_id))
+        self._length = _content_length(headers)
+        if self.is_logged:
+            # Flask takes its request out of the environ when it has answered.
+            self.route = self.find_route()
+        more = () if exc_info is None else (exc_info,)
+        return partial(self._write, self._start_response(status, headers, *more))
+
+    def _write(self, write: Callable[[bytes], object], piece: bytes) -> None:
+        write(piece)
+        self.count(len(piece))
+
+    def hand_over(self, piece: bytes) -> None:
+        """
+        Count a piece of the body; the one that fills Content-Length is the last.
+
+        Not every server asks whether there is another one.
+        """
+        self.count(len(piece))
+        if self.bytes == self._length:
+            self.end()
+
+    def end(self) -> None:
+        """
+        Note that the body has been taken to its end.
+        """
+        self.is_complete = self.status is not None
+        self.status = self.status or 500  # an application that answered nothing
+        self.tell()
+
+    def _watch(self, file: Any) -> None:
+        """
+        Have the row recorded when *file* is closed.
+
+        It stays what it is: the server knows a faster way to send such a one.
+        """
+        close = getattr(file, "close", None)
+
+        def closed() -> None:
+            self.bytes = self._length
+            self.end()
+            if close is not None:
+                close()
+
+        file.close = closed
+
+    def find_route(self) -> str | None:
+        """
+        Return the rule that Flask, or another user of Werkzeug, matched.
+        """
+        rule = getattr(self._environ.get("werkzeug.request"), "url_rule", None)
+        template = getattr(rule, "rule", None)
+        if not isinstance(template, str):
+            return None
+        return _text(self._environ["SCRIPT_NAME"].removeprefix(self._root)) + template
+
+
+class _Body:
+    """
+    An answer's body, each piece made under the request's own variables.
+
+    Servers iterate when the application has returned, and some in another thread.
+    """
+
+    def __init__(
+        self, exchange: _Exchange, variables: Variables, answer: Iterable[bytes]
+    ) -> None:
+        self._exchange, self._answer = exchange, answer
+        self._run = variables.run
+        self._pieces = iter(answer)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        exchange = self._exchange
+        try:
+            piece = self._run(next, self._pieces)
+        except StopIteration:
+            self._run(exchange.end)
+            raise
+        except BaseException as error:
+            self._run(exchange.fail, error)
+            raise
+        self._run(exchange.hand_over, piece)
+        return piece
+
+    def close(self) -> None:
+        """
+        Close what the application returned; unread pieces make the row incomplete.
+        """
+        self._run(self._exchange.tell)
+        close = getattr(self._answer, "close", None)
+        if close is not None:
+            self._run(close)
+
+
+class _SizedBody(_Body):
+    """
+    A body whose number of pieces is known, as a list's is.
+    """
+
+    def __len__(self) -> int:
+        return len(cast("list[bytes]", self._answer))

@@ -34,7 +34,7 @@ def run(*words: str, **environ: str) -> Result:
 
 
 def run_program(
-    *words: str, env: Mapping[str, str] | None = None, **options: Any
+    *words: str, env: Mapping[str, str] | None = None, encoding: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """
     Run `fasten WORDS` as a program of its own.
@@ -46,8 +46,8 @@ def run_program(
         capture_output=True,
         text=True,
         check=False,
+        encoding=encoding,
         timeout=60,
-        **options,
     )
 
 

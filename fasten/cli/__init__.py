@@ -8,6 +8,8 @@ COMMANDS is all it takes. Modules load when they are asked for.
 
 from __future__ import annotations
 
+import io
+import sys
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
@@ -75,3 +77,7 @@ def main() -> None:
     Settings come from FASTEN_* variables, as the service has them; --env-file reads
     them from a file.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name in another script than the terminal's is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")

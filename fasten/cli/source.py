@@ -156,12 +156,11 @@ class Store:
     def _told(self, error: Exception) -> AuditStoreError:
         from fasten.repository import is_missing
 
+        place = self.dsn.display
         if isinstance(error, FileNotFoundError):
-            return NoStoreYet(f"there is no store at {self.dsn.display} yet; {_WHY}")
+            return NoStoreYet(f"there is no store at {place} yet; {_WHY}")
         if is_missing(error):
-            return NoStoreYet(
-                f"the store {self.dsn.display} has no table {self.dsn.table} yet; {_WHY}"
-            )
+            return NoStoreYet(f"{place} has no table {self.dsn.table} yet; {_WHY}")
         problem = self.database.problem(error)
         return AuditStoreError(
             f"the {self.stream} store {self.dsn.display} cannot be read: "

@@ -44,12 +44,15 @@ def events(number: int, start: int = 0) -> Iterator[dict[str, Any]]:
         }
 
 
+_NULL = open("/dev/null", "w")  # noqa: SIM115  (for as long as the process lives)
+
+
 def structlog_line() -> Callable[..., Any]:
     """
     Return S: a bound structlog method that writes one JSON line to /dev/null.
     """
     logger = structlog.wrap_logger(
-        structlog.WriteLogger(open("/dev/null", "w")),  # noqa: SIM115
+        structlog.WriteLogger(_NULL),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),

@@ -152,14 +152,13 @@ def test_kill_nine(benchmark: Any, figure: Callable[..., None], tmp_path: Path) 
     dsn = f"sqlite:///{tmp_path}/killed.db"
     acked: set[str] = set()
     for number in range(5):
-        victim = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-c", VICTIM, dsn], stdout=subprocess.PIPE
-        )
-        assert victim.stdout is not None
-        head = victim.stdout.readline()
-        threading.Timer(0.05 + 0.03 * number, victim.kill).start()
-        whole = (head + victim.stdout.read()).decode().splitlines(keepends=True)
-        victim.wait()
+        ) as victim:
+            assert victim.stdout is not None
+            head = victim.stdout.readline()
+            threading.Timer(0.05 + 0.03 * number, victim.kill).start()
+            whole = (head + victim.stdout.read()).decode().splitlines(keepends=True)
         acked.update(line.strip() for line in whole if line.endswith("\n"))
     fasten.init(service_id="bench", node_id="n", audit_dsn=dsn, stdout="")
     found = 0

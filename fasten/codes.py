@@ -370,6 +370,15 @@ class Entry(NamedTuple):
     packed: str
     reserved: bool
 
+    def at(self, severity: str) -> Entry:
+        """
+        Return the entry with another *severity*.
+        """
+        if severity == self.severity:
+            return self
+        texts = (*self[:2], severity, *self[3:6])
+        return self._replace(severity=severity, packed="\0".join(texts))
+
 
 def entry_for(code: str, domain: str = "unregistered") -> Entry:
     """
@@ -611,6 +620,14 @@ class Registry:
         loaded = sources.keys() - configured
         fresh = {path: True for path in wanted if path not in loaded}
         self._warn(self._read(fresh, dropped=configured - set(wanted)))
+
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """
+        Return the files that the settings named.
+        """
+        sources = self._sources.copy().items()
+        return tuple(str(key) for key, source in sources if source.is_configured)
 
     def reload(self) -> None:
         """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import json
 import logging
 import os
@@ -18,11 +19,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+)
 from uuid import UUID
 
-from fasten import codes, context, processors
+from fasten import codes, context, processors, spool
 from fasten.codes import ActorKind, Method, Outcome, Registry, Severity
 from fasten.context import snapshot
 from fasten.delivery import Delivery
@@ -46,7 +57,7 @@ from fasten.rows import (
     quote,
 )
 from fasten.settings import Dsn, Settings, parse_dsn
-from fasten.streams import LineWriter, Ring, Stream
+from fasten.streams import Draft, LineWriter, Ring, Row, Stream
 
 if TYPE_CHECKING:
     from fasten.repository import AuditRepository, StreamRepository
@@ -76,6 +87,7 @@ TICKET_S: Final = 5.0
 ADOPT_S: Final = 30.0
 IDLE_S: Final = 30.0
 EXIT_S: Final = 2.0
+_OWN_BYTES: Final = 1024 * 1024
 PAUSE_S: Final = 0.00005
 
 
@@ -102,7 +114,8 @@ class Engine:
     """
     One running fasten: a spool, its drainer, three streams.
 
-    *queue* replaces spool and stores altogether: what `testing.capture` uses.
+    *queue* replaces spool and stores altogether, *outbox* takes the rows that are
+    given a connection: what `testing.capture` uses.
     """
 
     def __init__(
@@ -113,6 +126,7 @@ class Engine:
         clock_ns: Callable[[], int] = time.time_ns,
         mint: Callable[[int], str] | None = None,
         queue: Queue | None = None,
+        outbox: Callable[[tuple[Any, ...]], object] | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -122,12 +136,15 @@ class Engine:
         self._redactor = Redactor(
             settings.redact_keys, settings.redact_replacement, settings.max_detail_bytes
         )
+        # fasten's own records name up to 1,000 ids: no cap may cut evidence.
+        self._own_redactor = Redactor(settings.redact_keys, max_bytes=_OWN_BYTES)
         self._is_closed = False
         self._exits = False
         self.mistakes = 0
         self.lines = LineWriter() if settings.stdout else None
         self.delivery = None if queue is not None else Delivery(self)
         self._queue: Queue = queue or self.delivery.spool  # type: ignore[union-attr]
+        self._outbox = outbox
         self._drainer = self.delivery.drainer if self.delivery else None
         self._raises = settings.audit_store_failure_strategy == "raise"
         self.audit_ring = Ring(settings.queue_capacity)
@@ -136,112 +153,21 @@ class Engine:
 
     # -- audit ----------------------------------------------------------------------
 
-    # The hot path: one function, written out. What it calls is measured in
-    # benchmarks/; a helper more costs a tenth of it.
-    def emit(
-        self,
-        code: str,
-        target: str | int | UUID,
-        *,
-        actor: str | int | UUID | None = None,
-        actor_kind: str | None = None,
-        outcome: str = "success",
-        method: str | None = None,
-        severity: str | None = None,
-        detail: Any = None,
-        tenant_id: str | None = None,
-        on_behalf_of: str | None = None,
-        reason: str | None = None,
-        client: str | None = None,
-        connection: Any = None,
-    ) -> str:
+    def emit(self, code: str, target: str | int | UUID, **anchors: Any) -> str:
         """
-        Record that *actor* did *code* to *target*; return the row's id.
-
-        The ambient context fills what is not given. Writes to the spool only: no
-        network, no database, but for codes with `on_failure: raise`.
-
-        Raises:
-            UnknownCode: nothing registered *code*.
-            InvalidAnchor: an anchor is missing, or of the wrong kind.
-            NotInitialized: the engine is closed.
-            AuditStoreError: the row had to be stored at once, and was not.
+        Record with this engine what `fasten.emit` records with the default one.
         """
-        try:
-            entry = self.registry.entries.get(code)
-            if entry is None or entry.reserved:
-                entry = self._entry(code)
-            if self._is_closed:
-                self._refuse_closed()
-            (rid, who, kind, tenant, how, origin, behalf, trace, span) = snapshot()
-            anchor = self._redactor.anchor
-            if type(target) is not str or not target:
-                target = _spell("target", target)
-            if actor is not None:
-                if type(actor) is not str or not actor:
-                    actor = _spell("actor", actor)
-                who, kind = actor, "system" if actor == "system" else "user"
-            if actor_kind is not None:
-                kind = _choose("actor_kind", actor_kind, _KINDS)
-            if outcome != "success":
-                outcome = _choose("outcome", outcome, _OUTCOMES)
-            if method is not None:
-                how = method
-            how = "sdk" if how is None else _choose("method", how, _METHODS)
-            level = entry.severity
-            if severity is not None:
-                level = _choose("severity", severity, _SEVERITIES)
-            if tenant_id is not None:
-                tenant = _spell("tenant_id", tenant_id)
-            elif tenant is None:
-                tenant = self.settings.tenant_id
-            if on_behalf_of is not None:
-                behalf = _spell("on_behalf_of", on_behalf_of)
-            if client is not None:
-                origin = _spell("client", client)
-            if reason is not None:
-                reason = anchor(_spell("reason", reason))
-        except FastenError as error:
-            if self.settings.strict or self._is_closed:
-                raise
-            return self._emit_leniently(
-                error, code, target, actor, detail, reason, outcome, method
-            )
-        ns = self._clock_ns()
-        id_ = self._mint(ns)
-        # fmt: off
-        row = (
-            id_, ns // 1000, entry.code, entry.action, level, entry.category,
-            entry.domain, entry.retention_class, outcome, anchor(who), kind,
-            None if behalf is None else anchor(behalf),
-            None if tenant is None else anchor(tenant),
-            None if origin is None else anchor(origin),
-            anchor(target), how, reason, rid, trace, span,
-            "{}" if detail is None else self._redactor.encode(detail),
-        )
-        # fmt: on
-        if connection is not None or self._raises or entry.on_failure == "raise":
-            return self._store_now(row, connection)
-        self._enqueue(row)
-        return id_
+        return emit(code, target, engine=self, **anchors)
 
     def _enqueue(self, row: tuple[Any, ...]) -> None:
-        # fmt: off
-        (id_, us, code, action, level, category, domain, class_, outcome, who, kind,
-         behalf, tenant, origin, target, how, reason, rid, trace, span, detail) = row
-        # What spool.pack(row) gives, without its loop: a test holds them equal.
-        payload = (
-            f"{id_}\0{us}\0{code}\0{action}\0{level}\0{category}\0{domain}\0"
-            f"{class_}\0{outcome}\0{who}\0{kind}\0{behalf or ''}\0{tenant or ''}\0"
-            f"{origin or ''}\0{target}\0{how}\0{reason or ''}\0{rid}\0"
-            f"{trace or ''}\0{span or ''}\0{detail}"
-        ).encode()
-        # fmt: on
+        """
+        Queue a row that does not come through `emit`.
+        """
+        payload = spool.pack(row)
         if not self._queue.append(payload, row):
             self._overflow(payload, row)
-        drainer = self._drainer
-        if drainer is not None and (drainer.is_asleep or not drainer.is_running):
-            drainer.wake()
+        if self._drainer is not None:
+            self._drainer.wake()
 
     def _entry(self, code: object) -> Any:
         """
@@ -337,7 +263,7 @@ class Engine:
             request_id=context.current_request_id() or context.sentinel(),
             trace_id=None,
             span_id=None,
-            detail=self._redactor.encode(dict(detail)),
+            detail=self._own_redactor.encode(dict(detail)),
         )
         anchor = self._redactor.anchor
         given: dict[str, Any] = {k: v and anchor(v) for k, v in anchors.items()}
@@ -387,6 +313,9 @@ class Engine:
         """
         Hand the row to the drainer and wait for the store's answer.
         """
+        if connection is not None and self._outbox is not None:
+            self._outbox(row)
+            return str(row[0])
         if connection is not None:
             raise TypeError("emit(connection=) is not available in this version")
         delivery = self.delivery
@@ -426,8 +355,8 @@ class Engine:
             clock_ns=self._clock_ns,
         )
 
-    def _record_sys(self, row: dict[str, Any]) -> None:
-        self.sys.record(row)
+    def _record_sys(self, row: Row | Draft, *, is_printed: bool = True) -> None:
+        self.sys.record(row, is_printed=is_printed)
         if self.sys.queue is not None:
             self._wake_streams()
 
@@ -444,27 +373,29 @@ class Engine:
 
     def _api_row(self, fields: dict[str, Any]) -> dict[str, Any]:
         rid, who, _, tenant, _, origin, *_ = snapshot()
-        anchor = self._redactor.anchor
+        settings, text = self.settings, self._optional_text
         row = {
             "shape": "api",
-            "method": anchor(str(fields.pop("method", ""))),
-            "path": anchor(str(fields.pop("path", ""))),
-            "route": fields.pop("route", None),
+            "method": text(fields.pop("method", None)) or "",
+            "path": text(fields.pop("path", None)) or "",
+            "route": text(fields.pop("route", None)),
             "status": fields.pop("status", None),
             "duration_ms": fields.pop("duration_ms", None),
             "request_id": context.accept(fields.pop("request_id", None)) or rid,
-            "service_id": self.settings.service_id,
-            "source_node_id": self.settings.node_id,
-            "tenant_id": fields.pop("tenant_id", None)
-            or tenant
-            or self.settings.tenant_id,
-            "actor": fields.pop("actor", None) or who,
-            "client": fields.pop("client", None) or origin,
+            "service_id": settings.service_id,
+            "source_node_id": settings.node_id,
+            "tenant_id": text(fields.pop("tenant_id", None) or tenant)
+            or settings.tenant_id,
+            "actor": text(fields.pop("actor", None) or who),
+            "client": text(fields.pop("client", None) or origin),
             "bytes": fields.pop("bytes", None),
             "complete": bool(fields.pop("complete", True)),
             "timestamp": format_timestamp(self._clock_ns() // 1000),
         }
         return {**row, **self._redactor.clean(fields)}
+
+    def _optional_text(self, value: object) -> str | None:
+        return None if value is None else self._redactor.anchor(str(value))
 
     def _wake_streams(self) -> None:
         if self.delivery is not None:
@@ -678,13 +609,18 @@ def default() -> Engine:
     return _default
 
 
-def install(engine: Engine | None) -> Engine | None:
+def install(engine: Engine | None, *, takes_early: bool = True) -> Engine | None:
     """
     Make *engine* the default one; return the one before.
+
+    *takes_early* says whether it gets the log lines that waited for an engine.
     """
     global _default
     before, _default = _default, engine
-    processors.bind_sink(engine.sink if engine else None)
+    processors.bind_sink(engine.sink if engine else None, takes_early=takes_early)
+    if engine is not None:
+        context.set_service(engine.settings.service_id)
+        context.trust_request_ids(engine.settings.trust_request_id)
     return before
 
 
@@ -702,7 +638,7 @@ def init(**settings: Any) -> Engine:
     with _starting:
         try:
             parsed = Settings.from_env(
-                os.environ, settings, hostname=socket.gethostname(), cwd=Path.cwd()
+                _environ, settings, hostname=socket.gethostname(), cwd=Path.cwd()
             )
         finally:
             # A traceback may print this frame's locals, and a DSN is among them.
@@ -717,6 +653,7 @@ def init(**settings: Any) -> Engine:
 
 
 _stand_in: Callable[[Settings], Engine] | None = None
+_environ: Mapping[str, str] = os.environ
 
 
 def stand_in(
@@ -732,6 +669,15 @@ def stand_in(
     return before
 
 
+def read_environ(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """
+    Let `init()` read *environ*; return what it read before. For `fasten.testing`.
+    """
+    global _environ
+    before, _environ = _environ, environ
+    return before
+
+
 def current() -> Engine | None:
     """
     Return the default engine, or None.
@@ -739,15 +685,23 @@ def current() -> Engine | None:
     return _default
 
 
-def _make(settings: Settings) -> Engine:
+def prepare(settings: Settings) -> None:
+    """
+    Tell what is odd about *settings*, and define the codes that they name.
+
+    Raises:
+        InvalidCodes: a codes file has mistakes.
+    """
     for warning in settings.warnings:
         logger.warning("fasten: %s", warning)
     paths = settings.codes if settings.codes is not None else codes.discover(Path.cwd())
     codes.registry.ensure()
     codes.registry.configure(paths)
+
+
+def _make(settings: Settings) -> Engine:
+    prepare(settings)
     engine = Engine(settings)
-    context.set_service(settings.service_id)
-    context.trust_request_ids(settings.trust_request_id)
     if settings.log:
         processors.insert_into_configured()
     _survive(engine)
@@ -775,7 +729,40 @@ def _survive(engine: Engine) -> None:
         os.register_at_fork(after_in_child=in_child)
 
 
-def emit(
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_default(method: Callable[Concatenate[Engine, P], R]) -> Callable[P, R]:
+    """
+    Make the module's function of an Engine's method: the same on the default engine.
+    """
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(_default or _late(), *args, **kwargs)
+
+    signature = inspect.signature(method)
+    without_self = list(signature.parameters.values())[1:]
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=without_self
+    )
+    call.__qualname__ = method.__name__
+    return call
+
+
+def _late() -> Engine:
+    """
+    Answer a call before init(): an error, or a start where nothing may raise.
+    """
+    if os.environ.get("FASTEN_STRICT", "").lower() in ("off", "false", "0", "no"):
+        return init()
+    return default()
+
+
+# The hot path: one function, written out. What it calls is measured in
+# benchmarks/; a helper more costs a tenth of it.
+def emit(  # noqa: PLR0915  (see above)
     code: str,
     target: str | int | UUID,
     *,
@@ -790,11 +777,14 @@ def emit(
     reason: str | None = None,
     client: str | None = None,
     connection: Any = None,
+    engine: Engine | None = None,
 ) -> str:
     """
     Record that *actor* did *code* to *target*; return the row's id.
 
-    The ambient context fills what is not given. See `Engine.emit`.
+    The ambient context fills what is not given; *engine* is the default one where it
+    is not. Writes to the spool only: no network, no database, but for codes with
+    `on_failure: raise` and for a *connection*.
 
     Raises:
         UnknownCode: nothing registered *code*.
@@ -802,30 +792,82 @@ def emit(
         NotInitialized: `init()` was not called, or `close()` was.
         AuditStoreError: the row had to be stored at once, and was not.
     """
-    return (_default or _late()).emit(
-        code,
-        target,
-        actor=actor,
-        actor_kind=actor_kind,
-        outcome=outcome,
-        method=method,
-        severity=severity,
-        detail=detail,
-        tenant_id=tenant_id,
-        on_behalf_of=on_behalf_of,
-        reason=reason,
-        client=client,
-        connection=connection,
+    self = engine or _default or _late()
+    try:
+        entry = self.registry.entries.get(code)
+        if entry is None or entry.reserved:
+            entry = self._entry(code)
+        if self._is_closed:
+            self._refuse_closed()
+        (rid, who, kind, tenant, how, origin, behalf, trace, span) = snapshot()
+        anchor = self._redactor.anchor
+        if type(target) is not str or not target:
+            target = _spell("target", target)
+        if actor is not None:
+            if type(actor) is not str or not actor:
+                actor = _spell("actor", actor)
+            who, kind = actor, "system" if actor == "system" else "user"
+        if actor_kind is not None:
+            kind = _choose("actor_kind", actor_kind, _KINDS)
+        if outcome != "success":
+            outcome = _choose("outcome", outcome, _OUTCOMES)
+        if method is not None:
+            how = method
+        how = "sdk" if how is None else _choose("method", how, _METHODS)
+        if tenant_id is not None:
+            tenant = _spell("tenant_id", tenant_id)
+        elif tenant is None:
+            tenant = self.settings.tenant_id
+        if on_behalf_of is not None:
+            behalf = _spell("on_behalf_of", on_behalf_of)
+        if client is not None:
+            origin = _spell("client", client)
+        if reason is not None:
+            reason = anchor(_spell("reason", reason))
+        if severity is not None:
+            entry = entry.at(_choose("severity", severity, _SEVERITIES))
+    except FastenError as error:
+        if self.settings.strict or self._is_closed:
+            raise
+        return self._emit_leniently(
+            error, code, target, actor, detail, reason, outcome, method
+        )
+    target, who = anchor(target), anchor(who)
+    tenant = None if tenant is None else anchor(tenant)
+    behalf = None if behalf is None else anchor(behalf)
+    origin = None if origin is None else anchor(origin)
+    text = "{}" if detail is None else self._redactor.encode(detail)
+    ns = self._clock_ns()
+    id_, us = self._mint(ns), ns // 1000
+    # fmt: off
+    (code, action, level, category, domain, class_, on_failure, _, packed,
+     _) = entry
+    row = (
+        id_, us, code, action, level, category, domain, class_, outcome, who, kind,
+        behalf, tenant, origin, target, how, reason, rid, trace, span, text,
     )
+    # fmt: on
+    if connection is not None or on_failure == "raise" or self._raises:
+        return self._store_now(row, connection)
+    # What spool.pack(row) gives, at a fifth of its cost: a test holds them equal.
+    # fmt: off
+    payload = "\0".join((
+        id_, str(us), packed, outcome, who, kind, behalf or "", tenant or "",
+        origin or "", target, how, reason or "", rid, trace or "", span or "", text,
+    )).encode()
+    # fmt: on
+    if not self._queue.append(payload, row):
+        self._overflow(payload, row)
+    drainer = self._drainer
+    if drainer is not None and (drainer.is_asleep or not drainer.is_running):
+        drainer.wake()
+    return id_
 
 
-def _late() -> Engine:
-    """
-    Answer an emit before init(): an error, or a start where nothing may raise.
-    """
-    if os.environ.get("FASTEN_STRICT", "").lower() in ("off", "false", "0", "no"):
-        return init()
-    return default()
+trail = _of_default(Engine.trail)
+flush = _of_default(Engine.flush)
+stats = _of_default(Engine.stats)
+health = _of_default(Engine.health)
 
 
 async def aemit(code: str, target: str | int | UUID, **anchors: Any) -> str:
@@ -887,26 +929,12 @@ async def aquery(stream: str = "audit", **filters: Any) -> Page:
     return await asyncio.to_thread(query, stream, **filters)
 
 
-def trail(request_id: str) -> list[Any]:
-    """
-    Return everything recorded under one request id, oldest first.
-    """
-    return default().trail(request_id)
-
-
 def record_api(**fields: Any) -> None:
     """
     Take one HTTP request as its transport saw it; never raise.
     """
     if _default is not None:
         _default.record_api(**fields)
-
-
-def flush(timeout: float = 5.0) -> bool:
-    """
-    Wait until every row emitted before the call is stored; seconds at the most.
-    """
-    return default().flush(timeout)
 
 
 async def aflush(timeout: float = 5.0) -> bool:  # noqa: ASYNC109  (as flush)
@@ -921,17 +949,3 @@ def close(timeout: float = 2.0) -> bool:
     Deliver what waits, within *timeout* seconds, and stop; false when rows stay.
     """
     return True if _default is None else _default.close(timeout)
-
-
-def stats() -> dict[str, Any]:
-    """
-    Return the counters of the default engine.
-    """
-    return default().stats()
-
-
-def health() -> dict[str, Any]:
-    """
-    Return the state of the default engine: ok, degraded, spool_only or failing.
-    """
-    return default().health()

@@ -35,6 +35,7 @@ __all__ = [
     "chain",
     "failures",
     "insert_into_configured",
+    "is_inserted",
     "log",
     "record",
     "redact",
@@ -102,10 +103,12 @@ class _Path:
         sink = self.sink
         while True:
             try:
-                (make, _, *line), how = self._waiting.popleft()
+                draft, how = self._waiting.popleft()
             except IndexError:
                 return
-            sink.record((make, sink, *line), **how)
+            make, _, at_us, level, name, found, fields = draft
+            found = found or (sentinel(), None, None, None)
+            sink.record((make, sink, at_us, level, name, found, fields), **how)
 
     def after_fork_in_child(self) -> None:
         """
@@ -573,6 +576,13 @@ def _insert(processors: list[Any]) -> bool:
     processors[-1:-1] = added
     _insertion.processors, _insertion.added = processors, added
     return True
+
+
+def is_inserted() -> bool:
+    """
+    Tell whether processors of ours stand in a chain that was configured before.
+    """
+    return bool(_insertion.added)
 
 
 def remove_from_configured() -> None:

@@ -9,6 +9,7 @@ NDJSON lines on stdout, which audit rows share. How rows are made lives in
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import threading
@@ -18,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
 from json import JSONEncoder
-from os import write as write_fd
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -39,10 +39,11 @@ from fasten.rows import (
 
 __all__ = [
     "BoundedQueue",
+    "Draft",
     "LineWriter",
     "Ring",
+    "Row",
     "Stream",
-    "audit_line",
     "finished",
     "json_line",
 ]
@@ -73,8 +74,6 @@ def finished(row: Row | Draft) -> Row:
 _encode: Final = JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=repr
 ).encode
-_HEAD: Final = AUDIT_COLUMNS[: AUDIT_COLUMNS.index("detail")]
-_TAIL: Final = AUDIT_COLUMNS[AUDIT_COLUMNS.index("detail") + 1 :]
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -94,19 +93,6 @@ def _plain(value: object, error: Exception) -> object:
     if value is None or isinstance(value, str | int):
         return value
     return f"unprintable {type(value).__name__}: {type(error).__name__}"
-
-
-def audit_line(row: Mapping[str, Any], *, with_detail: bool = True) -> str:
-    """
-    Spell an audit row as the line that goes to stdout: no salt, *detail* by choice.
-
-    *row* maps the wire keys; its `detail` is the stored JSON text, or None.
-    """
-    head: Row = {"shape": "audit"}
-    head.update((name, row.get(name)) for name in _HEAD)
-    tail = {name: row.get(name) for name in _TAIL if name != "salt"}
-    detail = f'"detail":{row["detail"] or "null"},' if with_detail else ""
-    return f"{_encode(head)[:-1]},{detail}{_encode(tail)[1:]}"
 
 
 PIPE_BUF: Final = getattr(select, "PIPE_BUF", 512)
@@ -159,6 +145,7 @@ class LineWriter:
         self._is_running = False
         self._is_closed = False
         self._is_congested = False
+        self._is_given_up = False
         self._starting = threading.Lock()
         self._ended = threading.Lock()
         # Held while lines are taken and written, so that no two threads do.
@@ -238,6 +225,8 @@ class LineWriter:
         self._wakes.put(None)
         if is_done and self._is_running:
             is_done = self._ended.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        # A thread that hangs in a write must not come back to print later.
+        self._is_given_up = not is_done
         self._drop_the_rest()
         return is_done
 
@@ -355,7 +344,7 @@ class LineWriter:
         if not piece:
             return
         try:
-            is_sent = _print(b"".join(piece), deadline)
+            is_sent = not self._is_given_up and _print(b"".join(piece), deadline)
         except Exception:  # closed, gone, or somebody's own stdout object that raises
             is_sent = False
         if is_sent:
@@ -391,14 +380,24 @@ def _print(data: bytes, deadline: float | None) -> bool:
         out.write(data.decode())
         return True
     view = memoryview(data)
+    place = _place(fd)
     while view:
         if deadline is not None and not _is_writable(fd, deadline):
             return False
+        # After a stall: the number may have been closed, and be another file's now.
+        if len(view) < len(data) and _place(fd) != place:
+            return False
         try:
-            view = view[write_fd(fd, view if deadline is None else view[:PIPE_BUF]) :]
+            sent = os.write(fd, view if deadline is None else view[:PIPE_BUF])
+            view = view[sent:]
         except BlockingIOError:
             _is_writable(fd, time.monotonic() + 1.0 if deadline is None else deadline)
     return True
+
+
+def _place(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _is_writable(fd: int, deadline: float) -> bool:

@@ -925,6 +925,26 @@ class TestEarly:
             [row["event"] for row in later.rows],
         )
 
+    def test_their_id_is_settled_when_they_are_handed_over(self) -> None:
+        """
+        A line from before the first request stays `boot-`, whenever it is read.
+        """
+        done = run_python("""
+            from fasten import context, processors
+            from fasten.streams import finished
+            rows = []
+            processors.log.info("early")
+            context.set_service("svc")
+            processors.bind_sink(processors.Sink(
+                record=rows.append, clean=dict, service_id="svc", source_node_id="n",
+            ))
+            with context.bind("r-1"):
+                pass
+            print(finished(rows[0])["request_id"])
+        """)
+
+        assert ("boot-svc-", "") == (done.stdout[:9], done.stderr)
+
     def test_a_forked_child_leaves_them_to_its_parent(self) -> None:
         """
         A preloaded application's first lines are recorded once, not by each worker.

@@ -531,7 +531,8 @@ class Query:
     """
     What to read from one stream: filters, a window of time, a page.
 
-    *scope* is the reader's own tenant, applied beside any filter.
+    *scope* is the reader's own tenant, applied beside any filter; *within_s* seconds
+    are what a store may take for it.
     """
 
     stream: Stream = "audit"
@@ -545,6 +546,7 @@ class Query:
     count: bool = False
     q: str | None = None
     scope: str | Everyone | None = ALL_TENANTS
+    within_s: float | None = None
 
     @classmethod
     def parse(

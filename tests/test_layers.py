@@ -52,7 +52,7 @@ IN_FUNCTIONS: Final = {
     "chain": {"cryptography"},
     "repository": {"cryptography"},
     "engine": {"cryptography"},
-    "reader": {"cryptography"},
+    "reader": {"cryptography", "django"},
     "cli": {"cryptography", "textual", "yaml", "pyarrow", "duckdb", "fsspec"},
     "testing": {"structlog", "pytest"},
 }

@@ -50,9 +50,12 @@ class Correlation:
     principal: Principal
     limit: int
     places: Places
+    within_s: float
 
     @classmethod
-    def parse(cls, given: Mapping[str, str], principal: Principal) -> Correlation:
+    def parse(
+        cls, given: Mapping[str, str], principal: Principal, *, within_s: float
+    ) -> Correlation:
         """
         Read the parameters.
 
@@ -73,6 +76,7 @@ class Correlation:
             request_id=str(query.filters["request_id"]),
             principal=principal,
             limit=query.limit,
+            within_s=within_s,
             places={k: v for k, v in places.items() if k in principal.scopes},
         )
 
@@ -116,7 +120,8 @@ class Correlation:
             "offset": place.skip,
             "cursor": place.cursor,
         }
-        return Query.parse(stream, asked, now_us=0, scope=self.principal.tenant)
+        query = Query.parse(stream, asked, now_us=0, scope=self.principal.tenant)
+        return attrs.evolve(query, within_s=self.within_s)
 
     def _behind(
         self, pages: Mapping[str, Page], shown: Iterable[tuple[str, Any]]

@@ -40,11 +40,12 @@ _ENUMS: Final[Mapping[str, type[Enum]]] = {
     "retention_class": RetentionClass,
 }
 _WINDOW: Final[Schema] = {
+    "type": "string",
     "anyOf": [
-        {"type": "string", "pattern": "^([0-9]{1,2}[smhdwy]){1,6}$"},
-        {"type": "string", "format": "date"},
-        _TIME,
-    ]
+        {"pattern": "^([0-9]{1,2}[smhdwy]){1,6}$"},
+        {"format": "date"},
+        {"format": "date-time"},
+    ],
 }
 _BOUNDS: Final[Mapping[str, tuple[str, Schema]]] = {
     "since": ("From then: a time, or a duration back from now (2h, 7d).", _WINDOW),

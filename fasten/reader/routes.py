@@ -44,6 +44,9 @@ Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 PIECE_ROWS: Final = 200
 """How many rows of a streamed answer are in memory at a time."""
 
+BUDGET_S: Final = 10.0
+"""How long a store may take for one page: callers do not wait much longer."""
+
 _METHODS: Final = ("GET", "HEAD")
 
 
@@ -194,12 +197,13 @@ class Reader:
         return lines(first, iter(()) if "limit" in request.given else pages)
 
     def _query(self, request: _Request) -> Query:
-        return Query.parse(
+        query = Query.parse(
             request.route[1:],
             request.given,
             now_us=request.engine.now_us(),
             scope=request.principal.tenant,
         )
+        return attrs.evolve(query, within_s=BUDGET_S)
 
     def _note(self, request: _Request) -> None:
         if "audit" in request.principal.scopes:
@@ -240,7 +244,9 @@ def _listing(request: _Request, query: Query, page: Page) -> Listing:
 
 
 def _correlated(request: _Request) -> Iterator[Listing]:
-    asked: Correlation | None = Correlation.parse(request.given, request.principal)
+    asked: Correlation | None = Correlation.parse(
+        request.given, request.principal, within_s=BUDGET_S
+    )
     while asked is not None:
         listing, asked = asked.listing(request.engine, request.source)
         yield listing
@@ -262,7 +268,8 @@ def _unavailable(error: AuditStoreError, principal: Principal) -> Refusal:
     detail = (
         str(error)
         if principal.sees_everything
-        else "the store cannot be read now; `fasten doctor` says why"
+        else "the store cannot be read now, or not in time: try again, or narrow the "
+        "query by request_id, target, actor or a window of time"
     )
     return Refusal(503, detail, headers=[("Retry-After", "5")])
 

@@ -310,7 +310,7 @@ class AuditRepository:
         """
         Return one page of rows, by id: the order in which they were emitted.
         """
-        with self.database.reading() as connection:
+        with self.database.reading(query.within_s) as connection:
             ahead_ms = self._ahead_of(connection, query)
             statement = audit_select(
                 self.tables.audit, self.dsn, query, ahead_ms=ahead_ms

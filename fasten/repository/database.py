@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,11 @@ from sqlalchemy.engine import Connection, Engine
 from fasten.settings import Dsn
 
 __all__ = ["CommitUnanswered", "Database", "Problem", "SchemaProblem", "is_missing"]
+
+READ_S: Final = 30.0
+POOL_S: Final = 5.0
+STEPS: Final = 100_000
+"""How many steps of a SQLite query there are between two looks at the clock."""
 
 
 class Problem(NamedTuple):
@@ -89,6 +95,7 @@ class Database:
             poolclass=sa.pool.QueuePool,
             pool_size=1 if is_writer else 2,
             max_overflow=0,
+            pool_timeout=POOL_S,
             pool_pre_ping=self.is_postgres,
             pool_reset_on_return="rollback",
             hide_parameters=True,
@@ -96,6 +103,8 @@ class Database:
 
     def _connect_postgres(self, *, is_writer: bool) -> Any:
         import psycopg
+
+        from fasten.repository.patience import BoundedConnection
 
         # Poolers strand prepared statements and refuse start-up options.
         conninfo = self.dsn.conninfo()
@@ -105,7 +114,9 @@ class Database:
             "target_session_attrs": "read-write" if is_writer else "any",
         }
         ours = {k: v for k, v in given.items() if f"{k}=" not in conninfo}
-        return psycopg.connect(conninfo, prepare_threshold=None, **ours)  # type: ignore[arg-type]
+        # A watchdog sees to the writer; readers are many, and see to themselves.
+        kind = psycopg.Connection if is_writer else BoundedConnection
+        return kind.connect(conninfo, prepare_threshold=None, **ours)  # type: ignore[arg-type]
 
     def _connect_sqlite(self, *, is_writer: bool) -> Any:
         import sqlite3
@@ -191,21 +202,35 @@ class Database:
         return bool(getattr(raw, "closed", False))
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, within_s: float | None = None) -> Iterator[Connection]:
         """
-        Yield a read-only connection.
+        Yield a read-only connection, whose work is stopped after *within_s* seconds.
 
         Raises:
             FileNotFoundError: there is no SQLite file yet; nothing is created.
         """
         if not self.is_postgres and not Path(str(self.dsn.path)).exists():
             raise FileNotFoundError(f"there is no store at {self.dsn.path} yet")
-        with self.readers.connect() as connection:
-            if self.is_postgres:
-                connection.exec_driver_sql(
-                    "SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = '30s'"
-                )
+        with self.readers.connect() as connection, self._bounded(connection, within_s):
             yield connection
+
+    @contextmanager
+    def _bounded(
+        self, connection: Connection, within_s: float | None
+    ) -> Iterator[None]:
+        raw: Any = connection.connection.driver_connection
+        if not self.is_postgres:
+            with _interrupted_after(raw, within_s):
+                yield
+            return
+        read_s = within_s or READ_S
+        # A little later than the server's own timeout, whose answer says more.
+        with raw.patient(read_s + 1.0):
+            connection.exec_driver_sql(
+                "SET TRANSACTION READ ONLY; "
+                f"SET LOCAL statement_timeout = {round(read_s * 1000)}"
+            )
+            yield
 
     def release(self) -> None:
         """
@@ -287,6 +312,19 @@ def is_missing(error: BaseException) -> bool:
     )
 
 
+@contextmanager
+def _interrupted_after(raw: Any, within_s: float | None) -> Iterator[None]:
+    if within_s is None:
+        yield
+        return
+    until = time.monotonic() + within_s
+    raw.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+    try:
+        yield
+    finally:
+        raw.set_progress_handler(None, 0)
+
+
 def _prepare_sqlite(connection: Any, *, is_new: bool, is_writer: bool) -> None:
     if is_new:
         # Both only take effect before the first table is made.
@@ -329,7 +367,15 @@ def _unexpected(error: BaseException) -> Problem:
         return Problem("row", f"the row cannot be stored ({name})")
     if isinstance(error, OSError):
         return Problem("transient", f"the store is not reachable ({name})")
+    if isinstance(error, sa.exc.TimeoutError):
+        return Problem("transient", "both connections of readers are busy; try again")
     return Problem("transient", f"{name} in the store's code")
+
+
+_TOO_LONG: Final = (
+    "the call took too long and was stopped; narrow a query by request_id, target, "
+    "actor or a window of time"
+)
 
 
 _POSTGRES_SETUP: Final = {
@@ -362,6 +408,8 @@ def _postgres_problem(error: BaseException) -> Problem:
         return Problem("row", f"Postgres {state} ({name}) refuses the row")
     if state == "25006":
         return Problem("transient", "Postgres 25006: the server is read-only now")
+    if state == "57014":
+        return Problem("transient", f"Postgres 57014: {_TOO_LONG}")
     return Problem("transient", f"Postgres {state} ({name})")
 
 
@@ -392,6 +440,8 @@ def _sqlite_problem(error: BaseException, dsn: Dsn) -> Problem:
         return Problem("transient", f"{where} is locked by another writer")
     if "full" in text:
         return Problem("transient", f"the disk of {where} is full")
+    if code == "SQLITE_INTERRUPT":
+        return Problem("transient", f"{where}: {_TOO_LONG}")
     if code.startswith(("SQLITE_TOOBIG", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH")):
         return Problem("row", f"{where} refuses the row ({code})")
     return Problem("transient", f"{where}: {code or type(error).__name__}")

@@ -68,10 +68,11 @@ def audit_conditions(
     if query.since_us is not None:
         conditions.append(audit.c.timestamp >= moment(dsn, query.since_us))
         # An id never stands for an earlier time than its row: this bound is safe.
-        conditions.append(audit.c.id >= f"evt-{ulid_stamp(query.since_us // 1000)}")
+        first_ms = max(0, query.since_us // 1000)
+        conditions.append(audit.c.id >= f"evt-{ulid_stamp(first_ms)}")
     if query.until_us is not None:
         conditions.append(audit.c.timestamp < moment(dsn, query.until_us))
-        last_ms = query.until_us // 1000 + ahead_ms + 1
+        last_ms = max(0, query.until_us // 1000 + ahead_ms + 1)
         conditions.append(audit.c.id < f"evt-{ulid_stamp(last_ms)}")
     return conditions
 

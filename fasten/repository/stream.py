@@ -96,7 +96,7 @@ class StreamRepository:
         """
         position = self.table.c.position
         conditions = self._conditions(query)
-        with self.database.reading() as connection:
+        with self.database.reading(query.within_s) as connection:
             found = connection.execute(self._select(query, conditions)).all()
             total = None
             if query.count:
@@ -163,6 +163,6 @@ class StreamRepository:
 
 def _position(stream: str, cursor: str) -> int:
     key = decode_cursor(stream, cursor)
-    if not key.isdigit():
+    if not (key.isdigit() and len(key) < 19):
         raise InvalidQuery("cursor is not from a page of this store", "cursor")
     return int(key)

@@ -106,9 +106,8 @@ class _Path:
                 draft, how = self._waiting.popleft()
             except IndexError:
                 return
-            make, _, at_us, level, name, found, fields = draft
-            found = found or (sentinel(), None, None, None)
-            sink.record((make, sink, at_us, level, name, found, fields), **how)
+            make, rid, _, *line = draft
+            sink.record((make, rid or sentinel(), sink, *line), **how)
 
     def after_fork_in_child(self) -> None:
         """
@@ -189,12 +188,15 @@ def record(
         cleaned = sink.clean(values)
         at_us = sink.clock_ns() // 1000
         level = _level(level, fields)
-        sink.record((_row, sink, at_us, level, logger_name, _found(sink), cleaned))
+        found = _found(sink)
+        rid = cleaned.get("request_id") or (found[0] if found else None)
+        sink.record((_row, rid, sink, at_us, level, logger_name, found, cleaned))
     except Exception:  # a line must not cost its caller anything
         _path.failures += 1
 
 
 _Found = tuple[str, str | None, str | None, str | None]
+_NOBODY: Final = ("", None, None, None)
 
 
 def _found(sink: Sink) -> _Found | None:
@@ -205,6 +207,7 @@ def _found(sink: Sink) -> _Found | None:
 
 
 def _row(
+    rid: str | None,
     sink: Sink,
     at_us: int,
     level: str,
@@ -215,31 +218,33 @@ def _row(
     """
     Make the wire form of a line from what its caller's thread noted.
     """
-    rid, tenant, trace, span = found or (sentinel(), None, None, None)
+    _, tenant, trace, span = found or _NOBODY
+    service, node, at = sink.service_id, sink.source_node_id, format_timestamp(at_us)
     row: dict[str, Any] = {
         "shape": "sys",
         "level": level,
         "event": "",
         "request_id": rid,
-        "service_id": sink.service_id,
-        "source_node_id": sink.source_node_id,
+        "service_id": service,
+        "source_node_id": node,
         "tenant_id": tenant or sink.tenant_id,
-        "timestamp": format_timestamp(at_us),
+        "timestamp": at,
         "logger": logger_name,
     }
     if trace is not None:
         row["trace_id"], row["span_id"] = trace, span
-    ours = [(name, row[name]) for name in _OURS]
-    # Into the row, so that it keeps the order of the wire.
+    # Into the row, so that it keeps the order of the wire; what is ours comes back.
     row.update(fields)
-    row.update(ours)
-    row["request_id"] = row["request_id"] or rid
+    row["shape"], row["level"], row["timestamp"] = "sys", level, at
+    row["service_id"], row["source_node_id"] = service, node
     if not row["event"]:
         # structlog's EventRenamer was here.
         row["event"] = row.pop("message", None) or row.pop("msg", None) or ""
     for name in _TEXTS:
-        if not isinstance(row[name], str | None):
-            row[name] = str(row[name])
+        value = row[name]
+        if type(value) is not str and value is not None:
+            row[name] = str(value)
+    row["request_id"] = row["request_id"] or rid or sentinel()
     return row
 
 
@@ -367,7 +372,9 @@ class SysTee:
             # Behind add_correlation the event knows all that the context does.
             is_placed = "source_node_id" in values and values.get("request_id")
             found = None if is_placed else _found(sink)
-            draft = _row, sink, sink.clock_ns() // 1000, level, name, found, values
+            rid = values.get("request_id") or (found[0] if found else None)
+            at_us = sink.clock_ns() // 1000
+            draft = _row, rid, sink, at_us, level, name, found, values
             if self._is_printed:
                 sink.record(draft)
             else:

@@ -53,8 +53,9 @@ Row = dict[str, Any]
 
 Draft = tuple[Any, ...]
 """
-A row still to be made: (function, *arguments). Making rows is dear, and most are
-never read; the arguments belong to the draft and do not change any more.
+A row still to be made: (function, request id, *arguments), all but the first its
+arguments. Making rows is dear, and most are never read. The arguments belong to the
+draft and do not change any more; a request id that is no text is not known yet.
 """
 
 
@@ -524,7 +525,13 @@ def _position(query: Query) -> int:
 def _matching(
     query: Query, entries: Iterable[tuple[int, Row | Draft]]
 ) -> Iterator[tuple[int, Row]]:
+    rid = query.filters.get("request_id")
     for number, entry in entries:
+        if rid is not None and isinstance(entry, tuple):
+            # Most of a ring belongs to other requests: not worth making.
+            known = entry[1]
+            if known != rid and isinstance(known, str):
+                continue
         row = finished(entry)
         if query.matches(row):
             yield number, row

@@ -34,7 +34,7 @@ from fasten.processors import (
     remove_from_configured,
 )
 from fasten.redact import Redactor
-from fasten.rows import SYS_COLUMNS
+from fasten.rows import SYS_COLUMNS, Query
 from fasten.streams import Ring, Stream
 from tests.outside import run_python
 
@@ -436,6 +436,24 @@ class TestSysTee:
             SysTee()(None, "info", {"event": "x", "request_id": rid})
 
         assert (str(rid) if rid else "r-1") == engine.row["request_id"]
+
+    @pytest.mark.parametrize("mine", [None, "r-2"])
+    def test_rows_are_found_by_their_request_id(
+        self, mine: str | None, engine: Engine
+    ) -> None:
+        """
+        Whether the scope gave it, or the user, or add_correlation before the tee.
+        """
+        given_ = {} if mine is None else {"request_id": mine}
+        with bind("r-1"):
+            log.info("a", **given_)
+            SysTee()(None, "info", {"event": "b", **given_})
+            event = add_correlation(None, "info", {"event": "c", **given_})
+            SysTee()(None, "info", event)
+        asked = {"request_id": mine or "r-1"}
+        page = engine.stream.ring.query(Query.parse("sys", asked, now_us=0))
+
+        assert ["c", "b", "a"] == [row.event for row in page.rows]
 
     def test_finds_a_renamed_event(self, engine: Engine) -> None:
         """

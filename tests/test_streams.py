@@ -629,6 +629,24 @@ class TestRing:
 
         assert (["event-4"], 3) == ([row.event for row in page.rows], page.total)
 
+    def test_other_requests_drafts_are_not_made(self) -> None:
+        """
+        One request's rows are found without making everybody's.
+        """
+        made: list[str | None] = []
+
+        def make(rid: str | None, number: int) -> dict[str, Any]:
+            made.append(rid)
+            return sys_row(number, request_id=rid or "r-1")
+
+        ring = Ring(100)
+        for number, rid in enumerate(("r-0", "r-1", None, "r-2")):
+            ring.append((make, rid, number))
+        page = ring.query(query(request_id="r-1"))
+
+        assert ["event-2", "event-1"] == [row.event for row in page.rows]
+        assert [None, "r-1"] == made
+
     def test_rows_are_typed_and_keep_their_free_fields(self) -> None:
         """
         What readers get has attributes, and the wire form comes back whole.

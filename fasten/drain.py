@@ -35,6 +35,7 @@ __all__ = [
 logger = logging.getLogger("fasten")
 
 BATCH_ROWS: Final = 500
+BACKLOG_ROWS: Final = 2000
 LINGER_S: Final = 0.002
 
 
@@ -509,7 +510,9 @@ class Drainer:
         if depth and depth < self._batch_rows and not self._is_closing:
             # A full batch costs the store far less than the same rows in ten.
             time.sleep(self._linger_s)
-        return lane.source.take(self._batch_rows)
+        # A long backlog goes out in larger pieces: what a commit costs is shared.
+        most = max(self._batch_rows, min(depth // 4, BACKLOG_ROWS))
+        return lane.source.take(most)
 
     def _settle(self, lane: Lane, batch: Batch, result: Any) -> None:
         lane.source.ack(batch.last)

@@ -433,7 +433,7 @@ class Salt(NamedTuple):
             return cls({field: _field_key(text, field) for field in present}, {})
         try:
             keys, leaves = _read_erased(text)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ValueError("the salt was edited") from None
         return cls({field: bytes.fromhex(key) for field, key in keys.items()}, leaves)
 

@@ -57,6 +57,8 @@ _GRAVITY: Final = ("ok", "unverifiable", "missing", "truncated", "tampered")
 Place = tuple[str, str]
 """(service_id, source_node_id)."""
 
+_PLACE: Final = ("service_id", "source_node_id", "retention_class")
+
 # --- the content of one row -----------------------------------------------------
 
 _POSITIVE: Final = re.compile(r"[1-9][0-9]*\Z")
@@ -209,13 +211,10 @@ def _examine(columns: Sequence[Any], *, is_printed: bool = False) -> _Link:
         problem = (bad.message, bad.status)
     except (ValueError, TypeError):
         problem = ("a column holds what was never stored", "tampered")
+    service, node, class_ = (str(row[name]) for name in _PLACE)
     return _Link(
-        (
-            str(row["service_id"]),
-            str(row["source_node_id"]),
-            str(row["retention_class"]),
-        ),
-        row["monotonic_seq"] if type(row["monotonic_seq"]) is int else 0,
+        (service, node, class_),
+        _number(row["monotonic_seq"]),
         str(row["id"]),
         row["prev_hash"],
         _usable_hash(row),
@@ -271,7 +270,7 @@ class Finding:
 
     def __str__(self) -> str:
         names = (self.service_id, self.source_node_id, self.retention_class)
-        place = "/".join(name for name in names if name is not None) or "log"
+        place = "/".join(name for name in names if name) or "log"
         span = ""
         if self.from_seq is not None:
             span = f" at {self.from_seq}"
@@ -288,7 +287,8 @@ class ChainReport:
     What verification says of one chain.
 
     *rows* were read, *count* ever sealed. *anchored_seq* and *anchored_count* are
-    those of the newest good checkpoint; None without one.
+    those of the newest good checkpoint; None without one. Chains of other SDKs have
+    no retention class.
     """
 
     service_id: str
@@ -313,15 +313,15 @@ class ChainReport:
 
     def __str__(self) -> str:
         names = (self.service_id, self.source_node_id, self.retention_class)
-        place = "/".join(name for name in names if name is not None)
+        place = "/".join(name for name in names if name)
         parts = [f"{place}: {self.status}"]
         parts += [f"restored: {a}-{b} on record" for a, b in self.restored]
         if self.anchored_seq is None:
-            parts.append(f"unanchored: all {self.rows} rows")
+            parts.append("unanchored")
         else:
-            parts.append(
-                f"anchored to {self.anchored_seq}, unanchored: {self.unanchored} rows"
-            )
+            parts.append(f"anchored up to {self.anchored_seq}")
+        if self.unanchored:
+            parts.append(f"rows after the last checkpoint: {self.unanchored}")
         return ", ".join(parts)
 
 
@@ -373,7 +373,7 @@ class Report:
         parts += [f"restored: {a}-{b} on record" for a, b in sorted(spans)]
         if self.is_anchored:
             rest = sum(chain.unanchored or 0 for chain in self.chains)
-            parts.append(f"anchored, but for the last {rest} rows")
+            parts.append(f"anchored, rows after the last checkpoint: {rest}")
         elif self.ok:
             parts.append(
                 "unanchored: shows accidents, not an attacker with write access"
@@ -391,9 +391,6 @@ class _Tally:
     to_seq: int | None
     row_id: str | None
     rows: int = 0
-
-
-_PLACE: Final = ("service_id", "source_node_id", "retention_class")
 
 
 class _Findings:
@@ -462,10 +459,15 @@ def _worst(statuses: Iterable[Status]) -> Status:
 class _Records:
     """
     What fasten's own rows say about rows that are not there, or not whole, any more.
+
+    *newest* is the cut of each chain that went furthest; *cuts* those that may be
+    asked for, by their last hash: with *heads*, only the one that a head stands at.
     """
 
-    def __init__(self) -> None:
-        self.cuts: dict[ChainKey, Cut] = {}
+    def __init__(self, heads: Mapping[ChainKey, Head] | None) -> None:
+        self.newest: dict[ChainKey, Cut] = {}
+        self.cuts: dict[tuple[ChainKey, str], Cut] = {}
+        self._heads = heads
         self.restored: list[Restored] = []
         self.lost = {"AUDIT_ROWS_DROPPED": 0, "AUDIT_ROW_QUARANTINED": 0}
         self._named: dict[str, set[str]] = {}
@@ -493,12 +495,17 @@ class _Records:
                 self.lost[code] += count if type(count) is int else 1
 
     def _take_cut(self, said: Cut | None) -> None:
-        # Records of one chain may stand in the chains of several nodes: the newest
-        # is the one that has cut most.
-        if said is not None:
-            known = self.cuts.get(said.key)
-            if known is None or said.total > known.total:
-                self.cuts[said.key] = said
+        if said is None:
+            return
+        # Records of one chain may stand in the chains of several nodes, in any order.
+        known = self.newest.get(said.key)
+        if known is None or said.total > known.total:
+            self.newest[said.key] = said
+        if self._heads is not None:
+            head = self._heads.get(said.key)
+            if head is None or head.pruned_hash != said.last_hash:
+                return
+        self.cuts[said.key, said.last_hash] = said
 
     def _take_restored(self, said: Restored | None) -> None:
         if said is not None and said not in self.restored:
@@ -634,8 +641,10 @@ class _Chain:
     """
     Where verification stands in one chain; *frontier* is None while unknown.
 
-    *first* is the number of the first row, *cut* counts the rows cut before it.
-    *absent* is what the node counted as missing when the last row was met.
+    *first* is the number of the first row, *cut* counts the rows that were cut, the
+    last of them number *cut_seq*.
+    *absent* is what the node counted as missing when the last row was met. Once
+    *is_broken*, counts say nothing any more: head and checkpoints are not asked.
     """
 
     key: ChainKey
@@ -645,8 +654,10 @@ class _Chain:
     frontier: Frontier | None = attrs.field(factory=Frontier)
     first: int = 0
     cut: int = 0
+    cut_seq: int = 0
     rows: int = 0
     absent: int = 0
+    is_broken: bool = False
     ahead: list[Checkpoint] = attrs.field(factory=list)
     disputed: list[Checkpoint] = attrs.field(factory=list)
     best: Checkpoint | None = None
@@ -664,7 +675,7 @@ class _Chain:
         Go on from a place that head or record vouch for.
         """
         self.seq, self.hash, self.frontier = seq, hash, frontier
-        self.cut = frontier.size - self.rows
+        self.cut, self.cut_seq = frontier.size - self.rows, seq
         self.meet_checkpoints()
 
     def meet_checkpoints(self) -> None:
@@ -707,18 +718,23 @@ class _Node:
         """
         if seq > self.last + 1:
             self.gap = (self.last + 1, seq - 1)
+            self.absent += seq - 1 - self.last
             self._miss(*self.gap)
         self.last = max(self.last, seq)
 
     def close(self) -> None:
         """
-        Count the numbers that were cut above the last row.
+        Settle the limit, and count what was cut above the last row.
         """
-        if self.limit > self.last:
-            self._miss(self.last + 1, self.limit)
+        limit = max([self.limit, *(chain.cut_seq for chain in self.chains)])
+        if limit > self.last:
+            self._miss(self.last + 1, limit)
+        if limit > self.limit:
+            self.limit, gaps, self.gaps = limit, self.gaps, []
+            for gap in gaps:
+                self._miss(*gap)
 
     def _miss(self, start: int, end: int) -> None:
-        self.absent += end - start + 1
         self.low += max(0, min(end, self.limit) - start + 1)
         if end > self.limit:
             self.gaps.append((max(start, self.limit + 1), end))
@@ -738,7 +754,7 @@ class ChainVerifier:
 
     def __init__(
         self,
-        heads: Iterable[Head],
+        heads: Iterable[Head] | None,
         *,
         nodes: Mapping[Place, int] | None = None,
         stored: Iterable[tuple[str, str]] | None = None,
@@ -749,15 +765,15 @@ class ChainVerifier:
         """
         Take what stands beside the rows.
 
-        *nodes* maps (service, node) to the number in its node row. *stored* are the
-        notes of the checkpoint table, each with the time at which it was stored;
-        *given* are notes that were kept elsewhere.
+        *heads* is None for rows that have none. *nodes* maps (service, node) to the
+        number in its node row. *stored* are the notes of the checkpoint table, each
+        with the time at which it was stored; *given* are notes kept elsewhere.
         """
-        self._heads = {head.key: head for head in heads}
+        self._heads = {head.key: head for head in heads or ()}
         self._node_seqs = dict(nodes) if nodes is not None else None
         self._require_anchor = require_anchor
         self._findings = _Findings()
-        self._records = _Records()
+        self._records = _Records(None if heads is None else self._heads)
         self._notes = _Notes(verifiers, self._findings)
         self._notes.open(stored, given)
         self._chains: dict[ChainKey, _Chain] = {}
@@ -787,6 +803,7 @@ class ChainVerifier:
             self._findings.of_row(link, "a number stands twice or out of order")
         node.step(link.seq)
         if link.prev_hash != chain.hash:
+            chain.is_broken = True
             self._report_break(chain, node, link)
         chain.seq, chain.hash, chain.absent = link.seq, link.hash, node.absent
         chain.rows += 1
@@ -830,8 +847,8 @@ class ChainVerifier:
         node.chains.append(chain)
         if head is not None:
             self._start_at(chain, head)
-            # All heads are read before the first row, so the limit is known in time.
-            node.limit = max(node.limit, _number(head.pruned_seq))
+            # All heads are read before the first row: the limit is known in time.
+            node.limit = max(node.limit, chain.cut_seq)
         return chain
 
     def _start_at(self, chain: _Chain, head: Head) -> None:
@@ -851,7 +868,8 @@ class ChainVerifier:
         self._start_unseen()
         for chain in self._chains.values():
             self._check_end(chain)
-            self._check_checkpoints(chain)
+            if not chain.is_broken:
+                self._check_checkpoints(chain)
             self._check_trust(chain)
         for key, seq, id_, fields in self._records.unnamed():
             message = f"{fields} erased, and no record says so"
@@ -866,7 +884,7 @@ class ChainVerifier:
         """
         Begin the chains that only a note, a record or a node row knows of.
         """
-        for keys in (self._notes.good, self._notes.unsigned, self._records.cuts):
+        for keys in (self._notes.good, self._notes.unsigned, self._records.newest):
             for key in keys:
                 if key not in self._chains:
                     self._start(key)
@@ -876,7 +894,7 @@ class ChainVerifier:
     def _check_end(self, chain: _Chain) -> None:
         head = chain.head
         if head is None:
-            if chain.rows or chain.key in self._records.cuts:
+            if chain.rows or chain.key in self._records.newest:
                 message = "its head row is gone"
                 self._findings.add(chain.key, "missing", message, chain.seq)
             return
@@ -885,6 +903,8 @@ class ChainVerifier:
             message = "the last rows are gone: the head has seen them"
             span = (chain.seq + 1, head.seq)
             self._findings.add(chain.key, "truncated", message, *span)
+            return
+        if chain.is_broken:
             return
         end = (chain.seq, chain.hash, chain.count, str(chain.frontier))
         if end != (head.seq, head.hash, head.count, head.frontier):
@@ -895,19 +915,21 @@ class ChainVerifier:
         """
         Demand that the newest record of a sweep says what the head says.
         """
-        said = self._records.cuts.get(chain.key)
         pruned = _number(head.pruned_count)
-        # A record with a higher total stands for a sweep that is under way: the rows
+        said = self._records.cuts.get((chain.key, head.pruned_hash))
+        marks = (chain.key, head.pruned_seq, pruned, head.pruned_hash)
+        if not pruned or said == (*marks, head.pruned_frontier):
+            return
+        newest = self._records.newest.get(chain.key)
+        # A record that goes further stands for a sweep that is under way: the rows
         # that it has not deleted yet are here, and were checked.
-        if pruned > (said.total if said else 0):
+        if newest is None or newest.total < pruned:
             message = "rows were cut from the front, and no record says so"
             span = (1, _number(head.pruned_seq))
             self._findings.add(chain.key, "missing", message, *span)
-        elif said is not None and pruned == said.total:
-            marks = (head.pruned_seq, head.pruned_hash, head.pruned_frontier)
-            if marks != (said.to_seq, said.last_hash, said.frontier):
-                message = "the head's pruned-through is not what the record says"
-                self._findings.add(chain.key, "tampered", message, said.to_seq)
+        elif newest.total == pruned:
+            message = "the head's pruned-through is not what the record says"
+            self._findings.add(chain.key, "tampered", message, newest.to_seq)
 
     def _check_checkpoints(self, chain: _Chain) -> None:
         for said in chain.disputed:
@@ -960,7 +982,8 @@ class ChainVerifier:
     def _check_node_row(self, place: Place, node: _Node, seq: int | None) -> None:
         last = max(node.last, node.limit)
         if seq is None:
-            self._findings.add(place, "missing", "its node row is gone", last)
+            if last:
+                self._findings.add(place, "missing", "its node row is gone", last)
         elif seq > last:
             message = "the last rows are gone: its node row has counted them"
             self._findings.add(place, "truncated", message, last + 1, seq)
@@ -988,7 +1011,7 @@ class ChainVerifier:
 
     def _report(self) -> Report:
         findings = self._findings.all()
-        chains = [self._chain_report(c) for _, c in sorted(self._chains.items())]
+        chains = [self._chain_report(c) for c in self._in_order()]
         return Report(
             status=_worst(finding.status for finding in findings),
             findings=findings,
@@ -998,6 +1021,10 @@ class ChainVerifier:
             quarantined=self._records.lost["AUDIT_ROW_QUARANTINED"],
             restored=tuple(self._records.restored),
         )
+
+    def _in_order(self) -> list[_Chain]:
+        # An edited key may be null or a number.
+        return sorted(self._chains.values(), key=lambda c: [str(k) for k in c.key])
 
     def _chain_report(self, chain: _Chain) -> ChainReport:
         service, node, class_ = chain.key
@@ -1031,11 +1058,13 @@ def _head_problem(head: Head) -> str | None:
         return "a number of its head row was edited"
     if head.pruned_count > head.count or head.pruned_seq > head.seq:
         return "its head row says that more was cut than there was"
-    for count, hash_, frontier in (
-        (head.count, head.hash, head.frontier),
-        (head.pruned_count, head.pruned_hash, head.pruned_frontier),
+    for seq, count, hash_, frontier in (
+        (head.seq, head.count, head.hash, head.frontier),
+        (head.pruned_seq, head.pruned_count, head.pruned_hash, head.pruned_frontier),
     ):
-        if not is_hash(hash_) and (count or hash_ != GENESIS):
+        if bool(seq) != bool(count):
+            return "a number of its head row was edited"
+        if not (is_hash(hash_) if count else hash_ == GENESIS):
             return "a hash of its head row was edited"
         if not is_frontier(frontier, count):
             return "a frontier of its head row was edited"
@@ -1081,7 +1110,7 @@ class _FileVerifier(ChainVerifier):
         require_anchor: bool,
     ) -> None:
         super().__init__(
-            (), given=given, verifiers=verifiers, require_anchor=require_anchor
+            None, given=given, verifiers=verifiers, require_anchor=require_anchor
         )
         self._links: list[_Link] = []
         self._old_links: list[_Link] = []
@@ -1112,9 +1141,6 @@ class _FileVerifier(ChainVerifier):
         for link in self._links:
             if link.record is not None:
                 self._records.learn(*link.record)
-        for key, said in self._records.cuts.items():
-            node = self._node(key[:2])
-            node.limit = max(node.limit, said.to_seq)
         for link in sorted(self._links, key=lambda link: (link.key[:2], link.seq)):
             self._join(link)
         old = sorted(self._old_links, key=lambda link: (link.key[1], link.seq))
@@ -1123,36 +1149,34 @@ class _FileVerifier(ChainVerifier):
         report = super().finish()
         return attrs.evolve(report, chains=(*report.chains, *self._old_chains))
 
-    # A file has no heads: where a chain starts is told by the newest record.
-
-    def _begin(self, link: _Link) -> _Chain:
-        said = self._records.cuts.get(link.key)
-        if said is not None and link.prev_hash == said.last_hash:
-            return self._start(link.key)
-        chain = super()._start(link.key)
-        if link.prev_hash != GENESIS:
-            chain.hash, chain.frontier = link.prev_hash or GENESIS, None
-        return chain
+    # A file has no heads: where a chain starts is told by the record of its last cut.
 
     def _start(self, key: ChainKey) -> _Chain:
         chain = super()._start(key)
-        said = self._records.cuts.get(key)
+        said = self._records.newest.get(key)
         if said is not None:
-            frontier = Frontier.read(said.frontier, said.total)
-            chain.resume(said.to_seq, said.last_hash, frontier)
+            self._resume(chain, said)
+        return chain
+
+    def _begin(self, link: _Link) -> _Chain:
+        chain = super()._start(link.key)
+        if link.prev_hash != GENESIS:
+            chain.hash, chain.frontier = str(link.prev_hash), None
+            self._resume(chain, self._records.cuts.get((link.key, chain.hash)))
         return chain
 
     def _count(self, chain: _Chain, link: _Link) -> None:
         super()._count(chain, link)
-        said = self._records.cuts.get(chain.key)
         # A sweep may have been under way: its record runs ahead of what it deletes.
-        if (
-            chain.frontier is None
-            and said is not None
-            and (said.to_seq, said.last_hash) == (link.seq, link.hash)
-        ):
+        if chain.frontier is None:
+            said = self._records.cuts.get((link.key, link.hash))
+            if said is not None and said.to_seq == link.seq:
+                self._resume(chain, said)
+
+    def _resume(self, chain: _Chain, said: Cut | None) -> None:
+        if said is not None:
             frontier = Frontier.read(said.frontier, said.total)
-            chain.resume(link.seq, link.hash, frontier)
+            chain.resume(said.to_seq, said.last_hash, frontier)
 
     def _check_end(self, chain: _Chain) -> None:
         if chain.frontier is None:
@@ -1192,7 +1216,7 @@ class _FileVerifier(ChainVerifier):
         return ChainReport(
             service_id=place[0],
             source_node_id=place[1],
-            retention_class="",
+            retention_class=None,
             status=self._findings.status((*place, "")),
             rows=rows,
             count=last,

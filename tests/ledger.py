@@ -11,13 +11,19 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import attrs
 
 from fasten import chain, evidence
-from fasten.rows import AUDIT_COLUMNS, Pending, UlidMinter, canonical_json
+from fasten.rows import (
+    AUDIT_COLUMNS,
+    Pending,
+    UlidMinter,
+    canonical_json,
+    parse_timestamp,
+)
 
 SEED: Final = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A="
 """The secret key of RFC 8032, section 7.1, test 1: it signs the tests' checkpoints."""
@@ -51,6 +57,7 @@ class Ledger:
         self.random = random.Random(seed)
         self.mint = UlidMinter(self.random.randbytes)
         self.us = START_US
+        self.emitted: dict[str, Pending] = {}
         self.rows: list[tuple[Any, ...]] = []
         self.heads: dict[tuple[str, str, str], chain.Head] = {}
         self.nodes: dict[tuple[str, str], int] = {}
@@ -113,6 +120,7 @@ class Ledger:
         self.heads |= {h.key: h for h in heads.values()}
         self.nodes[place] = seq + len(batch)
         self.rows += sealed
+        self.emitted |= {row.id: row for row in batch}
         return sealed
 
     def emit(self, node: str, *classes: str) -> list[tuple[Any, ...]]:
@@ -217,29 +225,56 @@ class Ledger:
         other.stored = list(self.stored)
         return other
 
-    def restore(self, backup: Ledger, node: str) -> None:
+    def restore(self, backup: Ledger, *nodes: str) -> None:
         """
-        Go back to *backup*; the writer of *node* appends what it still has.
+        Go back to *backup*; the writers of *nodes* store again what they still have.
         """
-        lost_from, lost_to = backup.nodes.get((self.service, node), 0) + 1, 0
-        lost_to = self.nodes.get((self.service, node), 0)
-        chains = {
-            key[2]: (head.count, chain.Checkpoint.of(head).root)
-            for key, head in self.heads.items()
-            if key[:2] == (self.service, node)
-        }
-        kept = backup.copy()
+        before, kept = self.copy(), backup.copy()
         self.rows, self.heads = kept.rows, kept.heads
         self.nodes, self.stored = kept.nodes, kept.stored
-        if lost_to < lost_from:
-            return
-        self.nodes[self.service, node] = lost_to
+        for node in nodes:
+            place = (self.service, node)
+            lost = (self.nodes.get(place, 0) + 1, before.nodes.get(place, 0))
+            if lost[0] <= lost[1]:
+                self._store_again(before, node, lost)
+        # Of two restores, the second must not undo the record of the first.
+        for text in sorted(before.said_restored() - self.said_restored()):
+            self.record(nodes[0], "CHAIN_RESTORED", json.loads(text))
+
+    def said_restored(self) -> set[str]:
+        """
+        Return the details of all CHAIN_RESTORED rows, those that were swept included.
+        """
+        said: set[str] = set()
+        for row in self.rows:
+            detail = json.loads(value(row, "detail") or "{}")
+            if value(row, "code") == "CHAIN_RESTORED":
+                said.add(canonical_json(detail))
+            said |= {canonical_json(one) for one in detail.get("restored", ())}
+        return said
+
+    def _store_again(self, before: Ledger, node: str, lost: tuple[int, int]) -> None:
+        place = (self.service, node)
+        self.nodes[place] = lost[1]
+        there = {value(row, "id") for row in self.rows}
+        gone = [
+            self.emitted[value(row, "id")]
+            for row in before.in_order()
+            if value(row, "source_node_id") == node and value(row, "id") not in there
+        ]
+        # What a sweep or an erasure did, the backup has undone.
+        undone = ("RETENTION_SWEEP_RAN", "AUDIT_ROW_ERASED")
+        self.append(node, [row for row in gone if row.code not in undone])
         said = chain.Restored(
             service_id=self.service,
             source_node_id=node,
-            from_seq=lost_from,
-            to_seq=lost_to,
-            chains=chains,
+            from_seq=lost[0],
+            to_seq=lost[1],
+            chains={
+                key[2]: (head.count, chain.Checkpoint.of(head).root)
+                for key, head in before.heads.items()
+                if key[:2] == place
+            },
         )
         self.record(node, "CHAIN_RESTORED", said.detail())
 
@@ -249,15 +284,16 @@ class Ledger:
         """
         Return the rows as a store hands them to the verifier.
         """
-        names = ("service_id", "source_node_id", "monotonic_seq")
-        return sorted(
-            self.rows,
-            key=lambda row: [
-                str(value(row, names[0])),
-                str(value(row, names[1])),
-                value(row, names[2]) or 0,
-            ],
-        )
+
+        def place(row: tuple[Any, ...]) -> tuple[str, str, float]:
+            number = value(row, "monotonic_seq")
+            return (
+                str(value(row, "service_id")),
+                str(value(row, "source_node_id")),
+                number if isinstance(number, int | float) else 0,
+            )
+
+        return sorted(self.rows, key=place)
 
     def verify(self, given: Iterable[str] = (), **options: Any) -> evidence.Report:
         """
@@ -290,3 +326,27 @@ def wire_line(row: tuple[Any, ...]) -> str:
     if wire["detail"] is not None:
         wire["detail"] = json.loads(wire["detail"])
     return json.dumps(wire)
+
+
+def pending_of(row: tuple[Any, ...]) -> Pending:
+    """
+    Return a stored row as it was before it was sealed.
+    """
+    read = dict(zip(AUDIT_COLUMNS, row, strict=True))
+    read["timestamp_us"] = parse_timestamp(read["timestamp"])
+    return Pending(**{field: read[field] for field in Pending._fields})
+
+
+def resealed(log: Ledger, edit: Callable[[Pending], Pending | None]) -> Ledger:
+    """
+    Return the log as somebody leaves it who edits rows and seals all of them anew.
+    """
+    forged = log.copy()
+    forged.rows, forged.heads, forged.nodes = [], {}, {}
+    for row in log.in_order():
+        changed = edit(pending_of(row))
+        if changed is not None:
+            forged.append(value(row, "source_node_id"), [changed])
+    for key, head in forged.heads.items():
+        head.checkpointed_at = log.heads[key].checkpointed_at
+    return forged

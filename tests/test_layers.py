@@ -17,7 +17,10 @@ import pytest
 
 from tests.outside import ROOT
 
-VALUES: Final = ("errors", "settings", "codes", "rows", "redact", "chain", "retention")
+VALUES: Final = (
+    *("errors", "settings", "codes", "rows", "redact"),
+    *("chain", "evidence", "retention"),
+)
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")
 CORE: Final = ("processors", "delivery", "engine")

@@ -862,19 +862,32 @@ class Note:
         """
         Tell whether a known key signed the note; one wrong signature spoils it.
 
-        Only a key named as the service of the chain can speak for it.
+        Only keys named as the chain's service speak for it: `unknown` is a note that
+        a key of that name signed, but none of *verifiers*.
         """
         owner = self.checkpoint.origin.partition("/")[0]
-        known = {(v.name, v.key_hash): v for v in verifiers if v.name == owner}
-        verdict: Literal["good", "unknown"] = "unknown"
-        for name, key_hash, signature in self.signatures:
-            verifier = known.get((name, key_hash))
-            if verifier is None:
-                continue
-            if not verifier.is_signed(signature, self.body.encode()):
+        keys = [verifier for verifier in verifiers if verifier.name == owner]
+        told = {
+            self._told(keys, key_hash, signature)
+            for name, key_hash, signature in self.signatures
+            if name == owner
+        }
+        if not told or "bad" in told:
+            return "bad"
+        return "good" if "good" in told else "unknown"
+
+    def _told(
+        self, keys: Iterable[Verifier], key_hash: bytes, signature: bytes
+    ) -> Literal["good", "bad", "unknown"]:
+        message = self.body.encode()
+        for key in keys:
+            is_named = key.key_hash == key_hash
+            if key.is_signed(signature, message) != is_named:
+                # Also a good signature under another key's number: it was edited.
                 return "bad"
-            verdict = "good"
-        return verdict
+            if is_named:
+                return "good"
+        return "unknown"
 
 
 def _read_body(body: str) -> Checkpoint:
@@ -898,7 +911,7 @@ def _read_body(body: str) -> Checkpoint:
 def _read_signature(line: str) -> tuple[str, bytes, bytes]:
     name, _, encoded = line.removeprefix(_DASH).partition(" ")
     raw = b64decode(encoded, validate=True)
-    if not line.startswith(_DASH) or not name or len(raw) < 5:
+    if f"{_DASH}{name} {b64encode(raw).decode()}" != line or not name or len(raw) < 5:
         raise ValueError("a signature line is a dash, a name and base64")
     return name, raw[:4], raw[4:]
 

@@ -590,12 +590,14 @@ class _Notes:
     The checkpoints that can be trusted, and those that cannot.
 
     *unsigned* is the largest size that a note without a known signature claims;
-    *stored_at* the newest time in the store's own table, None if it was not read.
+    *doubtful* are those of them that the store itself holds. *stored_at* is the
+    newest time in the store's own table, None if that was not read.
     """
 
     def __init__(self, verifiers: Iterable[Verifier], findings: _Findings) -> None:
         self.verifiers = tuple(verifiers)
         self.good: dict[ChainKey, list[Checkpoint]] = {}
+        self.doubtful: dict[ChainKey, list[Checkpoint]] = {}
         self.unsigned: dict[ChainKey, int] = {}
         self.stored_at: dict[ChainKey, str] | None = None
         self._findings = findings
@@ -609,15 +611,15 @@ class _Notes:
         if stored is not None:
             self.stored_at = {}
             for text, at in stored:
-                key = self._open(text)
+                key = self._open(text, is_stored=True)
                 self.stored_at[key] = max(self.stored_at.get(key, ""), at)
         for text in given:
-            self._open(text)
-        for checkpoints in self.good.values():
+            self._open(text, is_stored=False)
+        for checkpoints in (*self.good.values(), *self.doubtful.values()):
             # The next one to be reached stands at the end.
             checkpoints.sort(key=lambda checkpoint: -checkpoint.size)
 
-    def _open(self, text: str) -> ChainKey:
+    def _open(self, text: str, *, is_stored: bool) -> ChainKey:
         try:
             note = Note.parse(text)
         except (ValueError, AttributeError):
@@ -633,6 +635,8 @@ class _Notes:
             case "unknown":
                 size = max(self.unsigned.get(said.key, 0), said.size)
                 self.unsigned[said.key] = size
+                if is_stored:
+                    self.doubtful.setdefault(said.key, []).append(said)
         return said.key
 
 
@@ -659,6 +663,7 @@ class _Chain:
     absent: int = 0
     is_broken: bool = False
     ahead: list[Checkpoint] = attrs.field(factory=list)
+    doubtful: list[Checkpoint] = attrs.field(factory=list)
     disputed: list[Checkpoint] = attrs.field(factory=list)
     best: Checkpoint | None = None
     excused: list[tuple[int, int]] = attrs.field(factory=list)
@@ -682,17 +687,25 @@ class _Chain:
         """
         Hold the chain against the checkpoints of the size that it has now.
         """
-        if self.frontier is None:
-            return
-        while self.ahead and self.ahead[-1].size <= self.frontier.size:
-            said = self.ahead.pop()
-            # Below a cut there is nothing left to hold it against.
-            if said.size < self.frontier.size:
-                continue
-            if (said.seq, said.root) == (self.seq, self.frontier.root()):
+        for said in self._reached(self.ahead):
+            if (said.seq, said.root) == (self.seq, self._root()):
                 self.best = said
             else:
                 self.disputed.append(said)
+        # These prove nothing, but the store must not contradict itself.
+        for said in self._reached(self.doubtful):
+            if (said.seq, said.root) != (self.seq, self._root()):
+                self.disputed.append(said)
+
+    def _reached(self, waiting: list[Checkpoint]) -> Iterator[Checkpoint]:
+        while self.frontier and waiting and waiting[-1].size <= self.frontier.size:
+            said = waiting.pop()
+            # Below a cut there is nothing left to hold it against.
+            if said.size == self.frontier.size:
+                yield said
+
+    def _root(self) -> bytes:
+        return self.frontier.root() if self.frontier else b""
 
 
 @attrs.define(kw_only=True)
@@ -841,7 +854,12 @@ class ChainVerifier:
         Begin a chain where its sweeps ended.
         """
         head = self._heads.get(key)
-        chain = _Chain(key=key, head=head, ahead=self._notes.good.get(key, []))
+        chain = _Chain(
+            key=key,
+            head=head,
+            ahead=self._notes.good.get(key, []),
+            doubtful=self._notes.doubtful.get(key, []),
+        )
         self._chains[key] = chain
         node = self._node(key[:2])
         node.chains.append(chain)

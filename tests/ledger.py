@@ -73,8 +73,10 @@ class Ledger:
         """
         number = self.random.randrange(10**9)
         self.us += self.random.choice((1, 1000, 1_000_001))
-        detail = {"n": number, "sku": f"W{number}", "ünï": [1.5, None, {"a": True}]}
         some = self.random.random() < 0.5
+        detail: dict[str, Any] = {"n": number, "sku": f"W{number}"}
+        if some:
+            detail["ünï"] = [1.5, None, {"a": True}]
         values = {
             "id": self.mint(self.us * 1000),
             "timestamp_us": self.us,

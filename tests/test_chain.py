@@ -815,7 +815,45 @@ class TestCheckpoint:
         signer = chain.ed25519_signer("billing", SEED)
         note = chain.Note.parse(self.checkpoint().sign([signer]))
 
-        assert note.verdict([chain.ed25519_verifier(signer.vkey)]) == "unknown"
+        assert note.verdict([chain.ed25519_verifier(signer.vkey)]) == "bad"
+
+    def test_another_key_of_the_service(self):
+        """
+        A key that is not given may have been rotated out: nothing is known.
+        """
+        other = chain.ed25519_signer("shop", b64encode(bytes(32)).decode())
+        key = chain.ed25519_verifier(chain.ed25519_signer("shop", SEED).vkey)
+        note = chain.Note.parse(self.checkpoint().sign([other]))
+
+        assert (note.verdict([key]), note.verdict([])) == ("unknown", "unknown")
+
+    def test_an_edited_key_number_is_no_rotation(self):
+        """
+        A signature that fits under another number was made to look foreign.
+        """
+        signer = chain.ed25519_signer("shop", SEED)
+        forged = attrs.evolve(signer, key_hash=b"abcd")
+        note = chain.Note.parse(self.checkpoint().sign([forged]))
+
+        assert note.verdict([chain.ed25519_verifier(signer.vkey)]) == "bad"
+
+    def test_every_character_of_a_note(self):
+        """
+        Whichever character is flipped, the note is spoilt.
+        """
+        signer = chain.ed25519_signer("shop", SEED)
+        keys = [chain.ed25519_verifier(signer.vkey)]
+        text = self.checkpoint().sign([signer])
+        passed = []
+        for at, old in enumerate(text):
+            forged = f"{text[:at]}{chr(ord(old) ^ 1)}{text[at + 1 :]}"
+            try:
+                verdict = chain.Note.parse(forged).verdict(keys)
+            except ValueError:
+                continue
+            passed += [at] if verdict != "bad" else []
+
+        assert [] == passed
 
     @pytest.mark.parametrize(
         ("old", "new"),

@@ -1102,6 +1102,18 @@ class TestCheckpoints:
             report.exit_code,
         )
 
+    def test_the_store_must_not_contradict_itself(self):
+        """
+        A stored note of an unknown key proves nothing, but it must fit the rows.
+        """
+        log = Ledger()
+        log.emit("n1", *["long"] * 3)
+        log.checkpoint()
+        forged = resealed(log, lambda row: row._replace(actor="nobody"))
+
+        assert forged.verify(verifiers=()).status == "tampered"
+        assert log.verify(verifiers=()).status == "unverifiable"
+
     def test_two_histories_of_one_size(self):
         """
         A signer that vouches for two histories is found out.

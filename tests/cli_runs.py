@@ -13,7 +13,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from click.testing import CliRunner, Result
 
@@ -21,7 +23,19 @@ import fasten
 from fasten.cli import main
 from tests.outside import ROOT
 
-__all__ = ["Followed", "emit_sample", "fasten_on", "in_terminal", "run", "run_program"]
+__all__ = [
+    "Followed",
+    "emit_sample",
+    "fasten_on",
+    "following",
+    "in_terminal",
+    "mounted",
+    "program",
+    "run",
+    "run_program",
+    "served",
+    "write",
+]
 
 
 def run(*words: str, **environ: str) -> Result:
@@ -100,16 +114,29 @@ class Followed:
         self.lines: list[str] = []
         self.said: list[str] = []
         self._news = threading.Condition()
-        for stream, into in ((process.stdout, self.lines), (process.stderr, self.said)):
-            threading.Thread(
-                target=self._read, args=(stream, into), daemon=True
-            ).start()
+        streams = ((process.stdout, self.lines), (process.stderr, self.said))
+        self._readers = [
+            threading.Thread(target=self._read, args=given, daemon=True)
+            for given in streams
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def _read(self, stream: Any, into: list[str]) -> None:
-        for line in stream:
-            with self._news:
-                into.append(line.rstrip("\n"))
-                self._news.notify_all()
+        with stream:
+            for line in stream:
+                with self._news:
+                    into.append(line.rstrip("\n"))
+                    self._news.notify_all()
+
+    def end(self) -> None:
+        """
+        Kill the program, if it still runs, and read what is left.
+        """
+        self.process.kill()
+        self.process.wait(10)
+        for reader in self._readers:
+            reader.join(10)
 
     def wait_for(self, number: int, timeout: float = 20.0) -> list[str]:
         """
@@ -146,11 +173,11 @@ def following(*words: str, env: Mapping[str, str] | None = None) -> Iterator[Fol
         stderr=subprocess.PIPE,
         text=True,
     )
+    followed = Followed(process)
     try:
-        yield Followed(process)
+        yield followed
     finally:
-        process.kill()
-        process.wait(10)
+        followed.end()
 
 
 @contextmanager
@@ -188,3 +215,48 @@ def write(path: Path, text: str) -> Path:
     """
     path.write_text(text, encoding="utf-8")
     return path
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_words: object) -> None:
+        """
+        Say nothing: the test's own output is what counts.
+        """
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+@contextmanager
+def served(application: Any, port: int = 0) -> Iterator[str]:
+    """
+    Serve a WSGI application on loopback; yield its address.
+    """
+    server = make_server(
+        "127.0.0.1", port, application, server_class=_Server, handler_class=_Quiet
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def mounted(application: Any, mount: str = "/api/v1/logs") -> Any:
+    """
+    Mount a WSGI application; elsewhere is 404.
+    """
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if not path.startswith(f"{mount}/"):
+            start_response("404 Not Found", [("Content-Type", "text/html")])
+            return [b"<h1>nothing here</h1>"]
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = mount, path[len(mount) :]
+        return application(environ, start_response)
+
+    return answer

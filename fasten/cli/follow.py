@@ -275,41 +275,32 @@ class ReaderFollower:
 
 # --- rows without a number ----------------------------------------------------------
 
-_OVERLAP: Final = 200
-
-
-@attrs.define
-class _Tail:
-    """
-    The end of one process's rows: a cursor, and what was printed behind it.
-    """
-
-    anchor: str | None = None
-    printed: Counter[str] = attrs.field(factory=Counter)
+_PAGE: Final = 100
+_WINDOW: Final = 2 * _PAGE
 
 
 class PagesFollower:
     """
     Follows rows that have no id: sys and api rows, and those of a ring.
 
-    The last few hundred rows are read again at each look and compared, so that one
-    which a database let in late, or a restarted service, is noticed. Workers behind
-    one address answer in turn, each for itself: each has a tail of its own.
+    The newest of them are read again at each look and compared with those of the look
+    before, so that one which a database let in late, or a restarted service, is
+    noticed. Workers behind one address answer in turn, each for itself: each has a
+    window of its own.
     """
 
     def __init__(self, source: Source, query: Query) -> None:
         self._source = source
-        self._query = attrs.evolve(query, limit=_OVERLAP)
-        self._tails: dict[str | None, _Tail] = {}
+        self._query = attrs.evolve(query, order="desc", limit=_PAGE)
+        self._windows: dict[str | None, list[str]] = {}
         self._newest = ""
 
     def start(self, number: int) -> list[Row]:
         """
         Return the newest *number* rows, oldest first.
         """
-        rows, anchor = first_rows(self._source, self._query, max(number, _OVERLAP))
-        printed = Counter(map(json_text, rows))
-        self._tails[self._process()] = _Tail(anchor, printed)
+        rows, _ = first_rows(self._source, self._query, max(number, _WINDOW))
+        self._windows[self._process()] = _texts(rows)
         self._newest = max([str(row.get("timestamp")) for row in rows], default="")
         return rows[:number][::-1]
 
@@ -317,59 +308,65 @@ class PagesFollower:
         """
         Return the rows that came since the last look.
         """
-        known = len(self._tails)
-        pages = self._pages()
-        tail = self._tails[self._process()]
-        is_new = len(self._tails) > known
-        if tail.printed and not _overlap(tail, pages):
-            # Swept, or overrun: what is there now all came later.
-            tail.anchor, is_new = None, True
-            pages = self._pages()
-        fresh = _without(tail.printed, pages)
-        kept = pages[-2:]
-        tail.anchor = kept[0][0]
-        tail.printed = Counter(json_text(row) for _, page in kept for row in page)
-        if is_new:
-            fresh = [row for row in fresh if str(row.get("timestamp")) > self._newest]
-        return fresh
+        rows, has_met = self._read_back()
+        window = self._windows.get(self._process(), [])
+        fresh = _without(window, rows)
+        self._windows[self._process()] = (
+            _moved(window, rows) if has_met else _texts(rows)
+        )
+        if not has_met:
+            # Another process, or the rows of the last look are swept or overrun.
+            fresh = [r for r in fresh if str(r.get("timestamp")) > self._newest]
+        return fresh[::-1]
 
-    def _pages(self) -> list[tuple[str | None, list[Row]]]:
+    def _read_back(self) -> tuple[list[Row], bool]:
         """
-        Return what stands behind the anchor: each page with the cursor before it.
-
-        Begins anew when another process answers, and ends with the one that did.
+        Read from the newest row back to those that are known; tell if there are any.
         """
-        process, cursor = self._process(), self._tail().anchor
-        pages: list[tuple[str | None, list[Row]]] = []
+        rows: list[Row] = []
+        query, process = self._query, None
         while True:
-            query = attrs.evolve(self._query, order="asc", cursor=cursor, offset=0)
             page = self._source.page(query)
-            if self._process() != process:
-                process, cursor = self._process(), self._tail().anchor
-                pages.clear()
+            if rows and self._process() != process:
+                rows, query = [], self._query  # another worker: begin anew
                 continue
-            pages.append((cursor, page.rows))
-            if page.next is None or not page.rows:
-                return pages
-            cursor = page.next
-
-    def _tail(self) -> _Tail:
-        return self._tails.setdefault(self._process(), _Tail())
+            process = self._process()
+            rows += page.rows
+            met = _met(self._windows.get(process, []), rows)
+            if len(met) >= _PAGE // 2 or page.next is None or not page.rows:
+                # Behind the oldest row that is known there is nothing new.
+                return (rows[: met[-1] + 1], True) if met else (rows, False)
+            query = attrs.evolve(query, cursor=page.next, offset=0)
 
     def _process(self) -> str | None:
         return self._source.source if isinstance(self._source, Reader) else None
 
 
-def _overlap(tail: _Tail, pages: list[tuple[str | None, list[Row]]]) -> bool:
-    return any(json_text(row) in tail.printed for _, page in pages for row in page)
+def _texts(rows: list[Row]) -> list[str]:
+    return [json_text(row) for row in rows[:_WINDOW]]
 
 
-def _without(
-    printed: Counter[str], pages: list[tuple[str | None, list[Row]]]
-) -> list[Row]:
-    left = Counter(printed)
+def _moved(window: list[str], rows: list[Row]) -> list[str]:
+    """
+    Return the window after a look: *rows*, the last of which was known, and the rest.
+    """
+    oldest = window[::-1].index(json_text(rows[-1]))
+    behind = window[len(window) - oldest :]
+    return [*_texts(rows), *behind][:_WINDOW]
+
+
+def _met(window: list[str], rows: list[Row]) -> list[int]:
+    """
+    Return which of *rows* were in the window, by their places.
+    """
+    known = set(window)
+    return [place for place, row in enumerate(rows) if json_text(row) in known]
+
+
+def _without(window: list[str], rows: list[Row]) -> list[Row]:
+    left = Counter(window)
     fresh = []
-    for row in (row for _, page in pages for row in page):
+    for row in rows:
         text = json_text(row)
         if left[text] > 0:
             left[text] -= 1

@@ -250,6 +250,10 @@ def _rows(
     source: Source, query: Query, limit: int, order: Literal["asc", "desc"] | None
 ) -> Iterable[Row]:
     if limit == ALL:
+        if isinstance(source, Reader) and query.stream != "audit":
+            # A reader gives these newest first only; there are as many as in a ring.
+            rows = list(all_rows(source, attrs.evolve(query, order="desc")))
+            return rows if order == "desc" else rows[::-1]
         # Oldest first without holding a whole store in memory.
         return all_rows(source, attrs.evolve(query, order=order or "asc"))
     rows, behind = first_rows(source, query, limit)
@@ -374,22 +378,23 @@ def stats(
     """
     window = {"since": since, "until": until}
     now_us = time.time_ns() // 1000
-    sources: dict[str, Source]
-    if url is None:
-        sources = {**_stores(dsn, token)}
-    else:
-        _refuse_both(dsn)
-        key = _token(token)
-        sources = {stream: Reader(url, key, stream) for stream in STREAMS}
-    told: dict[str, Any] = {}
-    for stream, source in sources.items():
+    told: dict[str, Any] = {"by": {}}
+    for stream, source in _counted_sources(dsn, url, token).items():
         with closing(source):
             query = Query.parse(stream, window, now_us=now_us)
             told[stream] = _extent(source, query)
             if stream == "audit":
-                counted = _counted(source, query, by.replace("-", "_"))
-    told["by"] = {by: counted} if "audit" in sources else {}
+                told["by"] = {by: _counted(source, query, by.replace("-", "_"))}
     write([json_text(told)] if output == "json" else _table(told))
+
+
+def _counted_sources(
+    dsn: str | None, url: str | None, token: str | None
+) -> dict[str, Source]:
+    if url is None:
+        return {**_stores(dsn, token)}
+    # Readers count audit rows only.
+    return {"audit": open_source("audit", dsn=dsn, url=url, token=token)}
 
 
 def _extent(source: Source, query: Query) -> dict[str, Any]:

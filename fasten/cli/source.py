@@ -260,7 +260,7 @@ class Reader:
             AuditStoreError: nobody answers, or not for now.
             Failure: the reader refuses, or is none.
         """
-        return self.ask(_parameters(query))
+        return self.ask(_parameters(query, self.route))
 
     def ask(self, parameters: Mapping[str, str]) -> Page:
         """
@@ -359,11 +359,13 @@ def _problem(error: urllib.error.HTTPError) -> str:
     return f": {str(said)[:500]}" if said else ""
 
 
-def _parameters(query: Query) -> dict[str, str]:
+def _parameters(query: Query, route: str) -> dict[str, str]:
     """
     Spell a query as the reader's parameters; what is default is left out.
     """
     given = {name: str(value) for name, value in query.filters.items()}
+    if route != "audit" and "service_id" in given:
+        given["service"] = given.pop("service_id")
     for name, us in (("since", query.since_us), ("until", query.until_us)):
         if us is not None:
             given[name] = format_timestamp(us)

@@ -59,15 +59,7 @@ def check_reader(settings: Settings, found: Application | None) -> list[Finding]
     See whether the reader lets strangers in, and friends.
     """
     if found is not None:
-        for mount in dict.fromkeys([*found.mounts(), _MOUNT]):
-            answer = found.get(f"{mount.rstrip('/')}/health", {})
-            if answer.status == 200:
-                message = f"the reader at {mount} answers everybody, without a token"
-                cure = 'drop auth="none" from reader.router(), set FASTEN_READER_TOKEN'
-                return [fail("reader", message, cure)]
-            if answer.status in (401, 403):
-                return [ok("reader", f"the reader at {mount} asks for a token")]
-        return [ok("reader", f"no reader at {_MOUNT}, so none is open")]
+        return _mounted(found)
     if not settings.reader_token:
         return [
             warn(
@@ -77,3 +69,17 @@ def check_reader(settings: Settings, found: Application | None) -> list[Finding]
             )
         ]
     return [ok("reader", f"{len(settings.reader_token)} reader token(s) set")]
+
+
+def _mounted(found: Application) -> list[Finding]:
+    ours = found.mounts()
+    for mount in dict.fromkeys([*ours, _MOUNT]):
+        status = found.get(f"{mount.rstrip('/')}/health", {}).status
+        # A reader asks who you are before it looks whether fasten runs (503).
+        if status == 200 or (status == 503 and mount in ours):
+            message = f"the reader at {mount} answers everybody, without a token"
+            cure = 'drop auth="none" from reader.router(), set FASTEN_READER_TOKEN'
+            return [fail("reader", message, cure)]
+        if status in (401, 403):
+            return [ok("reader", f"the reader at {mount} asks for a token")]
+    return [ok("reader", f"no reader at {_MOUNT}, so none is open")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
@@ -202,11 +201,19 @@ class Exchange:
         """
         Record that the application raised: whatever was sent before, it is a 500.
 
-        A cancelled one did not fail: its client left, or the server goes down.
+        But for what cancels it, in asyncio, trio or a generator: nobody failed then.
         """
-        is_cancelled = isinstance(error, CancelledError)
-        self.status = (self.status or ABORTED) if is_cancelled else 500
-        self.is_complete = False
+        if not isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+            self.abort()
+            return
+        self.status, self.is_complete = 500, False
+        self.tell()
+
+    def abort(self) -> None:
+        """
+        Record that the answer was broken off: the client left, or the server ends.
+        """
+        self.status, self.is_complete = self.status or ABORTED, False
         self.tell()
 
     def tell(self) -> None:

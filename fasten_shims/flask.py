@@ -60,6 +60,6 @@ def _settle(error: BaseException | None) -> None:  # noqa: ARG001  (Flask's sign
 
     exchange = request.environ.get(KEY)
     if exchange is not None and exchange.is_logged:
-        exchange.route = exchange.find_route()
+        exchange.route = exchange.route or exchange.find_route()
         cell = exchange.cell
         _ = cell.actor, cell.tenant_id, cell.client

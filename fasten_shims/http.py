@@ -9,10 +9,11 @@ of its own, as its middlewares are no ASGI applications.
 from __future__ import annotations
 
 import sys
-from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from fasten import NotInitialized, flush
 from fasten.context import Context
 from fasten_shims._http import (
     ABORTED,
@@ -38,6 +39,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _NAME: Final = HEADER.lower().encode()
+_GOODBYE_S: Final = 1.5
 
 
 class _Middleware:
@@ -61,7 +63,7 @@ class _Middleware:
         Run the application for one request, websocket, or lifespan.
         """
         if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _flushing(send))
             return
         exchange = scope.get(KEY)
         if exchange is not None:
@@ -148,7 +150,24 @@ async def exception_handler(
     return PlainTextResponse("Internal Server Error", status_code=500, headers=headers)
 
 
-def _open(scope: Scope, asks: Asks) -> Any:
+def _flushing(send: Send) -> Send:
+    """
+    Deliver what waits when the lifespan ends.
+
+    uvicorn then dies of the signal that it caught, and no exit handler runs.
+    """
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "lifespan.shutdown.complete":
+            # Not `aflush`: trio has no asyncio threads, and nobody is served any more.
+            with suppress(NotInitialized):
+                flush(_GOODBYE_S)
+        await send(message)
+
+    return sent
+
+
+def _open(scope: Scope, asks: Asks) -> AbstractContextManager[Context]:
     ids, traces = [], []
     for name, value in scope["headers"]:
         if name == _NAME:
@@ -271,9 +290,11 @@ class _Exchange(Exchange):
         """
         Record that the application raised, unless it had answered before.
         """
+        if self.is_told:
+            return
         if self._is_gone and _is_parting(error):
-            error = CancelledError()
-        if not self.is_told:
+            self.abort()
+        else:
             super().fail(error)
 
     def find_route(self) -> str | None:

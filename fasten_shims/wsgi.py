@@ -9,7 +9,7 @@ own (`django`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import Context as Variables
 from contextvars import copy_context
 from functools import partial
@@ -108,7 +108,7 @@ class APILogger(_Middleware):
         exchange.log(self._is_skipped)
 
 
-def _open(environ: Environ, asks: Asks) -> Any:
+def _open(environ: Environ, asks: Asks) -> AbstractContextManager[Context]:
     inbound = environ.get("HTTP_X_REQUEST_ID")
     return open_scope(
         # Servers join repeated headers with a comma, which no id may hold.
@@ -188,7 +188,7 @@ class _Exchange(Exchange):
         self._length = _content_length(headers)
         if self.is_logged:
             # Flask takes its request out of the environ when it has answered.
-            self.route = self.find_route()
+            self.route = self.route or self.find_route()
         more = () if exc_info is None else (exc_info,)
         return partial(self._write, self._start_response(status, headers, *more))
 

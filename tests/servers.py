@@ -97,7 +97,7 @@ def running(
     """
     Run a server's *command* until it answers on *port*; yield its URL.
 
-    At the end it is asked to stop, and waited for: it has flushed by then.
+    At the end it is asked to stop, and waited for.
     """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -138,7 +138,8 @@ def uvicorn_process(
     """
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port)]
-    return running([*command, "--log-level", "error"], port, env)
+    command += ["--log-level", "error", "--timeout-keep-alive", "60"]
+    return running(command, port, env)
 
 
 def gunicorn(
@@ -149,7 +150,8 @@ def gunicorn(
     """
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", app, "-b", f"{HOST}:{port}"]
-    return running([*command, "--log-level", "error", *options], port, env)
+    command += ["--log-level", "error", "--keep-alive", "60", *options]
+    return running(command, port, env)
 
 
 def talk(url: str, request: bytes) -> bytes:

@@ -8,7 +8,7 @@ The application for INSTALLED_APPS, which calls `fasten.init()`, is in `apps`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from fasten.context import Context, resume
@@ -71,8 +71,8 @@ class _Middleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
-            if self._asks.actor is username:
-                self.process_view = _load_user
+        if self._asks.actor is username:
+            self.process_view = _load_user_async if self._is_async else _load_user
 
     def __call__(self, request: HttpRequest) -> Any:
         """
@@ -176,21 +176,28 @@ def _asks(**given: Asker | None) -> Asks:
     return Asks.checked(**given)
 
 
-async def _load_user(request: Any, view: Any, *_: Any) -> None:
+def _load_user(request: Any, view: Any, *_: Any) -> None:
     """
     Load the user before an async view, in which the lazy way is not allowed.
-
-    Only where there is a session to load them from.
     """
+    if _needs_user(request, view):
+        with suppress(Exception):  # the view may do without; a row will ask again
+            bool(request.user.is_authenticated)
+
+
+async def _load_user_async(request: Any, view: Any, *_: Any) -> None:
+    if _needs_user(request, view) and hasattr(request, "auser"):
+        with suppress(Exception):
+            await request.auser()
+
+
+def _needs_user(request: Any, view: Any) -> bool:
     from asgiref.sync import iscoroutinefunction
     from django.conf import settings
 
+    # Without a session there is nobody to load.
     is_known = settings.SESSION_COOKIE_NAME in request.COOKIES
-    if is_known and hasattr(request, "auser") and iscoroutinefunction(view):
-        try:
-            await request.auser()
-        except Exception:  # the view may do without; asked again when a row wants it
-            return
+    return is_known and hasattr(request, "user") and iscoroutinefunction(view)
 
 
 def _open(request: HttpRequest, asks: Asks) -> AbstractContextManager[Context]:

@@ -8,6 +8,7 @@ never leaves its comment.
 
 from __future__ import annotations
 
+import json
 import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -150,7 +151,10 @@ def _python_class(name: str, detail: Mapping[str, str]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    return '"' + ascii(text)[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    inner = ascii(text)[1:-1].replace("\\'", "'")
+    if '"' in text and "'" not in text:
+        return f"'{inner}'"  # as formatters have it: the fewer escapes
+    return '"' + inner.replace('"', '\\"') + '"'
 
 
 def _python_function(meta: Meta, name: str, class_: str) -> Iterator[str]:
@@ -211,7 +215,7 @@ def _ts_detail(meta: Meta) -> str:
     if meta.detail is None:
         return "Record<string, unknown>"
     fields = (
-        f"{_quoted(field)}{'?' if kind.endswith('?') else ''}: "
+        f"{json.dumps(field)}{'?' if kind.endswith('?') else ''}: "
         f"{_TS_TYPES[kind.removesuffix('?')]}"
         for field, kind in meta.detail.items()
     )

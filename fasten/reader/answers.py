@@ -185,6 +185,7 @@ class Listing:
             "Fasten-Completeness": self.completeness,
             "Fasten-Source": self.source,
             "Fasten-Next": self.next,
+            "Fasten-Total": None if self.total is None else str(self.total),
         }
         # A node may have any name; a header is ASCII.
         return tuple((k, quote(v, safe="/=")) for k, v in said.items() if v is not None)

@@ -72,6 +72,8 @@ class Router:
     def django_view(self, request: Any, path: str = "") -> Any:
         """
         Answer one Django request; *path* is what the URL pattern captured.
+
+        Where it captured nothing, the last part of the URL is the route.
         """
         from fasten.reader import django
 
@@ -167,10 +169,14 @@ async def pieces(
 def below_mount(scope: Scope) -> str:
     """
     Return the path behind the mount: frameworks leave the whole one in the scope.
+
+    Of a prefix that a proxy took off only *root_path* knows: then the mount is its end.
     """
-    path, root = str(scope["path"]), str(scope.get("root_path") or "").rstrip("/")
-    if root and (path == root or path.startswith(f"{root}/")):
-        return path[len(root) :]
+    path, root = str(scope["path"]), str(scope.get("root_path") or "").strip("/")
+    while root:
+        if path == f"/{root}" or path.startswith(f"/{root}/"):
+            return path[len(root) + 1 :]
+        root = root.partition("/")[2]
     return path
 
 

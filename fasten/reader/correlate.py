@@ -28,6 +28,9 @@ _MAX_CURSOR: Final = 1024
 class _Place:
     """
     How far one stream has been read: behind *cursor*, and *skip* rows more.
+
+    Rows do not tell their own cursor, only a page does; *skip* is below a page's size.
+    Should a ring let go of rows between two pages, as many are passed over.
     """
 
     cursor: str | None = None

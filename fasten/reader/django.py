@@ -24,7 +24,7 @@ def answer(reader: Reader, request: Any, path: str) -> Any:
     query = request.META.get("QUERY_STRING", "")
     response = reader.handle(
         request.method,
-        path,
+        path or request.path_info.rstrip("/").rpartition("/")[2],
         query if isinstance(query, bytes) else query.encode("latin-1", "replace"),
         request.headers.items(),
     )

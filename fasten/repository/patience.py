@@ -16,7 +16,7 @@ import psycopg
 
 __all__ = ["PATIENCE_S", "BoundedConnection"]
 
-PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 3.0
 """How long anything but a query may take: a look whether the server is there."""
 
 

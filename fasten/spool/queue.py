@@ -213,6 +213,8 @@ class Spool:
         """
         Append where something is unusual: the first row, a full segment, trouble.
         """
+        if self._directory is None and not (self._halfway or self._asides):
+            return self._append_to_cache(row)
         self._settle()
         self._open()
         room = HEADER_SIZE + len(payload)
@@ -226,6 +228,18 @@ class Spool:
         if not self._keep(index, payload, row):
             self._limit = 0  # leaves a void index, for _settle
             return 0
+        self._halfway = 0
+        return index
+
+    def _append_to_cache(self, row: tuple[Any, ...]) -> int:
+        """
+        Append where there is no journal to write to, and none was asked for.
+        """
+        if self._is_cache_full():
+            return 0
+        index = self._last + 1
+        self._last = self._halfway = index
+        self._cache.append((index, row))
         self._halfway = 0
         return index
 

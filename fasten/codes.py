@@ -356,7 +356,8 @@ class Entry(NamedTuple):
     A registered code as `emit` needs it: plain strings, and most of them joined.
 
     *packed* is code, action, severity, category, domain and retention class, with
-    NUL between them. *reserved* codes are fasten's own.
+    NUL between them. *reserved* codes are looked at twice: fasten's own, which nobody
+    may emit, and those whose detail is declared.
     """
 
     code: str
@@ -401,7 +402,7 @@ def _entry(made: Meta) -> Entry:
         on_failure=made.on_failure,
         pii_in_detail=made.pii_in_detail,
         packed="\0".join(texts),
-        reserved=made.domain == _OWN_DOMAIN,
+        reserved=made.domain == _OWN_DOMAIN or made.detail is not None,
     )
 
 
@@ -622,12 +623,21 @@ class Registry:
         self._warn(self._read(fresh, dropped=configured - set(wanted)))
 
     @property
-    def configured(self) -> tuple[str, ...]:
+    def configured(self) -> Mapping[object, object]:
         """
-        Return the files that the settings named.
+        Return what the settings' files say, by path: for `restore`.
         """
-        sources = self._sources.copy().items()
-        return tuple(str(key) for key, source in sources if source.is_configured)
+        sources = self._sources.copy()
+        return {key: source for key, source in sources.items() if source.is_configured}
+
+    def restore(self, configured: Mapping[object, Any]) -> None:
+        """
+        Take back what `configured` returned, in place of what was configured since.
+        """
+        for path in self.configured.keys() - configured.keys():
+            self._sources.pop(path, None)
+        self._sources.update(configured)
+        self._publish()
 
     def reload(self) -> None:
         """

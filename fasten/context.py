@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token, copy_context
 from enum import Enum
-from functools import partial, wraps
+from functools import wraps
 from time import time_ns
 from types import TracebackType
 from typing import (
@@ -40,6 +40,7 @@ __all__ = [
     "Context",
     "ContextThreadPoolExecutor",
     "LeftOut",
+    "Process",
     "RequestIdMinter",
     "Snapshot",
     "accept",
@@ -67,6 +68,7 @@ __all__ = [
     "trust_request_ids",
     "trusts_request_ids",
     "use_minter",
+    "use_process",
     "with_request_id",
 ]
 
@@ -171,12 +173,13 @@ def parse_traceparent(value: object) -> tuple[str, str] | None:
 # --- the process's own ids ----------------------------------------------------------
 
 
-class _Process:
+class Process:
     """
     The ids of rows that belong to no request, and what went wrong in callbacks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, entropy: Callable[[int], bytes] = os.urandom) -> None:
+        self._entropy = entropy
         self.service = "unknown"
         self.trusts_ids = True
         self.failures = {"sources": 0, "askers": 0}
@@ -187,7 +190,7 @@ class _Process:
         Start as a new process: no id seen yet, and new random digits.
         """
         self.is_booting = True
-        self._digits = os.urandom(6).hex()
+        self._digits = self._entropy(6).hex()
         self.name(self.service)
 
     def name(self, service: str) -> None:
@@ -200,9 +203,21 @@ class _Process:
         self.orphan = f"orphan-{part}-{self._digits}"
 
 
-_process = _Process()
+_process = Process()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_process.begin)
+    # By its name: a test may have put another in its place.
+    os.register_at_fork(after_in_child=lambda: _process.begin())  # noqa: PLW0108
+
+
+def use_process(process: Process) -> Process:
+    """
+    Take *process* for this one from now on; return the one before, to put back.
+
+    For `fasten.testing`: each test finds a process that has just begun.
+    """
+    global _process
+    before, _process = _process, process
+    return before
 
 
 def set_service(service_id: str) -> None:
@@ -465,14 +480,13 @@ class _Scope(AbstractContextManager[Context]):
     Put a cell into the ContextVar and take it out again, whatever happens.
     """
 
-    __slots__ = ("_cell", "_open", "_token")
+    __slots__ = ("_cell", "_token")
 
-    def __init__(self, open_cell: Callable[[], Context]) -> None:
-        self._open = open_cell
+    def __init__(self, cell: Context) -> None:
+        self._cell = cell
         self._token: Token[Context | None] | None = None
 
     def __enter__(self) -> Context:
-        self._cell = self._open()
         _process.is_booting = False
         self._token = _CELL.set(self._cell)
         return self._cell
@@ -494,6 +508,22 @@ class _Scope(AbstractContextManager[Context]):
             if _CELL.get() is self._cell:
                 before = token.old_value
                 _CELL.set(None if before is Token.MISSING else before)
+
+
+class _Binding(_Scope):
+    """
+    A scope whose cell is made when it is entered: a copy of the one around it.
+    """
+
+    __slots__ = ("_fields", "_request_id")
+
+    def __init__(self, request_id: object, fields: dict[str, str]) -> None:
+        self._request_id, self._fields = request_id, fields
+        self._token = None
+
+    def __enter__(self) -> Context:
+        self._cell = _bound(self._request_id, self._fields)
+        return super().__enter__()
 
 
 class LeftOut(Enum):
@@ -545,14 +575,14 @@ def bind(
         "span_id": _hex(_SPAN_ID, span_id),
     }
     fields = {name: value for name, value in given.items() if value is not None}
-    return _Scope(partial(_bound, request_id, fields))
+    return _Binding(request_id, fields)
 
 
 def with_request_id(rid: str | None = None) -> AbstractContextManager[Context]:
     """
     Run a with-block under *rid*; a new id is minted when it is None or unusable.
     """
-    return _Scope(partial(_bound, rid, {}))
+    return _Binding(rid, {})
 
 
 def _bound(request_id: object, fields: dict[str, str]) -> Context:
@@ -613,23 +643,19 @@ def scope(
     value is first wanted, again while they return None, and never raise through;
     until *ask_client* answers, *client* holds.
     """
-
-    def arrived() -> Context:
-        cell = Context(_usable(request_id) or mint_request_id(), kind=kind)
-        around = _CELL.get()
-        if around is not None and around.request_id != cell.request_id:
-            cell.parent = around.request_id
-        cell.actor_kind, cell.method = actor_kind, method
-        cell.client, cell.client_request_id = client, client_request_id
-        if trace_id is not None:
-            cell.trace_id = _hex(_TRACE_ID, trace_id)
-            cell.span_id = _hex(_SPAN_ID, span_id)
-        if ask_actor or ask_tenant or ask_client:
-            asks = {"actor": ask_actor, "tenant_id": ask_tenant, "client": ask_client}
-            _put_questions(cell, request, asks)
-        return cell
-
-    return _Scope(arrived)
+    cell = Context(_usable(request_id) or mint_request_id(), kind=kind)
+    around = _CELL.get()
+    if around is not None and around.request_id != cell.request_id:
+        cell.parent = around.request_id
+    cell.actor_kind, cell.method = actor_kind, method
+    cell.client, cell.client_request_id = client, client_request_id
+    if trace_id is not None:
+        cell.trace_id = _hex(_TRACE_ID, trace_id)
+        cell.span_id = _hex(_SPAN_ID, span_id)
+    if ask_actor or ask_tenant or ask_client:
+        asks = {"actor": ask_actor, "tenant_id": ask_tenant, "client": ask_client}
+        _put_questions(cell, request, asks)
+    return _Scope(cell)
 
 
 def ask(
@@ -657,7 +683,7 @@ def resume(cell: Context) -> AbstractContextManager[Context]:
     """
     Run a with-block under a Context that exists already, as its scope goes on.
     """
-    return _Scope(lambda: cell)
+    return _Scope(cell)
 
 
 def identify(

@@ -638,7 +638,10 @@ def init(**settings: Any) -> Engine:
     with _starting:
         try:
             parsed = Settings.from_env(
-                _environ, settings, hostname=socket.gethostname(), cwd=Path.cwd()
+                _environ,
+                {**_given, **settings},
+                hostname=socket.gethostname(),
+                cwd=Path.cwd(),
             )
         finally:
             # A traceback may print this frame's locals, and a DSN is among them.
@@ -654,6 +657,7 @@ def init(**settings: Any) -> Engine:
 
 _stand_in: Callable[[Settings], Engine] | None = None
 _environ: Mapping[str, str] = os.environ
+_given: Mapping[str, Any] = {}
 
 
 def stand_in(
@@ -669,12 +673,17 @@ def stand_in(
     return before
 
 
-def read_environ(environ: Mapping[str, str]) -> Mapping[str, str]:
+def read_from(
+    environ: Mapping[str, str], given: Mapping[str, Any]
+) -> tuple[Mapping[str, str], Mapping[str, Any]]:
     """
-    Let `init()` read *environ*; return what it read before. For `fasten.testing`.
+    Let `init()` read *environ*, and *given* as its own arguments; return what it read.
+
+    For `fasten.testing`.
     """
-    global _environ
-    before, _environ = _environ, environ
+    global _environ, _given
+    before = _environ, _given
+    _environ, _given = environ, given
     return before
 
 
@@ -704,6 +713,8 @@ def _make(settings: Settings) -> Engine:
     engine = Engine(settings)
     if settings.log:
         processors.insert_into_configured()
+    else:
+        processors.remove_from_configured()
     _survive(engine)
     if engine.delivery is not None:
         engine.delivery.start()

@@ -61,7 +61,7 @@ IN_FUNCTIONS: Final = {
 }
 """... and those that it may import inside the functions that need them."""
 
-LOADED_BY_ITS_FRAMEWORK: Final = {"fasten_shims.django.apps"}
+LOADED_BY_ITS_FRAMEWORK: Final = {"fasten_shims.django.apps", "fasten_shims.pytest"}
 """Modules of shims that only the framework itself imports: they may, too."""
 
 PUBLIC_NAMES_OF_FUNCTIONS: Final = ("log", "emit", "init", "flush", "close")

@@ -23,12 +23,19 @@ from fasten import spool
 from fasten.context import suppressed
 from fasten.drain import Batch, Drainer, Fault, Lane, Ticket, Watchdog
 from fasten.errors import AuditStoreError, InvalidQuery
+from fasten.outbox import Mover, Outbox, Sign
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
 from fasten.settings import Dsn, Settings
 from fasten.streams import BoundedQueue
 
 if TYPE_CHECKING:
-    from fasten.repository import AuditRepository, Database, StreamRepository, Writer
+    from fasten.repository import (
+        AuditRepository,
+        Database,
+        OutboxRepository,
+        StreamRepository,
+        Writer,
+    )
 
 __all__ = ["Delivery", "Host", "spool_directory", "unsealed"]
 
@@ -39,6 +46,7 @@ TICKET_S: Final = 5.0
 ADOPT_S: Final = 30.0
 IDLE_S: Final = 30.0
 PAUSE_S: Final = 0.00005
+_BESIDE: Final = ">"
 
 
 class Host(Protocol):
@@ -75,6 +83,7 @@ class Delivery:
         self._dropped_at = 0.0
         self._last_error: str | None = None
         self._replayed = 0
+        self._set_aside_count = 0
         self.directory = spool_directory(settings)
         self.spool = self._make_spool()
         self.queues: dict[str, BoundedQueue] = {}
@@ -87,6 +96,7 @@ class Delivery:
         self.drainer = self._drainer_for(settings.audit_dsn)
         self.drainer.lanes.append(self.lane)
         self._stream_lanes()
+        self.outbox = self._make_outbox()
         if self.has_store:
             self.drainer.every(ADOPT_S, self.adopt)
         self.drainer.every(1.0, self._tell_drops, first_s=1.0)
@@ -129,6 +139,49 @@ class Delivery:
                 Lane(name, queue, self._deliverer(name), self._classify(dsn))
             )
 
+    def _make_outbox(self) -> Outbox | None:
+        """
+        Wire what takes rows into callers' transactions and moves them on from there.
+        """
+        settings, dsn = self._settings, self._outbox_dsn
+        if dsn is None:
+            return None
+        sign = self.directory / f"outbox-{dsn.fingerprint[:16]}.mover"
+        drainer = self._drainer_for(dsn)
+        mover = Mover(
+            self._outbox_store,
+            Sign(sign if settings.spool else None),
+            drainer,
+            classify=self._classify_outbox,
+            aside=self._set_aside_moved,
+        )
+        drainer.lanes.append(
+            Lane(
+                "outbox",
+                mover,
+                mover.deliver,
+                self._classify_outbox,
+                settled=self._arrived,
+            )
+        )
+        return Outbox(
+            self._outbox_store,
+            mover,
+            service=settings.service_id,
+            node=settings.node_id,
+        )
+
+    @property
+    def _outbox_dsn(self) -> Dsn | None:
+        """
+        Return where callers' transactions are, if there is a store to move rows to.
+        """
+        settings = self._settings
+        return settings.audit_dsn and (settings.outbox_dsn or settings.audit_dsn)
+
+    def _classify_outbox(self, error: BaseException) -> Fault:
+        return Fault(*self._outbox_store().problem(error))
+
     def _deliverer(self, name: str) -> Callable[[Batch], None]:
         def deliver(batch: Batch) -> None:
             self.stream_store(name).append([row for _, row in batch.rows])
@@ -158,12 +211,19 @@ class Delivery:
         return lambda error: Fault(*self._database(dsn).problem(error))
 
     def _abort(self, key: str) -> None:
-        if (database := self._databases.get(key)) is not None:
+        for database in self._databases_of(key):
             database.abort()
 
     def _release(self, key: str) -> None:
-        if (database := self._databases.get(key)) is not None:
+        for database in self._databases_of(key):
             database.release()
+
+    def _databases_of(self, key: str) -> list[Database]:
+        """
+        Return what the drainer of a server works with: the server, and its guests.
+        """
+        known = self._databases.items()
+        return [found for name, found in known if name.partition(_BESIDE)[0] == key]
 
     # -- stores: opened, and SQLAlchemy loaded, at their first use --
 
@@ -210,6 +270,31 @@ class Delivery:
         with self._opening:
             return self._databases.setdefault(_server(dsn), Database(dsn))
 
+    def _outbox_store(self) -> OutboxRepository:
+        """
+        Return the outbox; on a server of its own it has its own way to the audit store.
+        """
+        known: OutboxRepository | None = self._repositories.get("outbox")
+        dsn, audit_dsn = self._outbox_dsn, self._settings.audit_dsn
+        if known is not None or dsn is None or audit_dsn is None:
+            return known  # type: ignore[return-value]  # there is one where it is asked
+        from fasten.repository import AuditRepository, Database, OutboxRepository
+
+        audit = self.audit
+        key, there = _server(dsn), _server(audit_dsn)
+        with self._opening:
+            if key == there:
+                database = self._databases[key]
+            else:
+                database = self._databases.setdefault(key, Database(dsn, is_guest=True))
+                # A drainer's connections are its own: the audit store's is another's.
+                twin = self._databases.setdefault(
+                    f"{key}{_BESIDE}{there}", Database(audit_dsn)
+                )
+                audit = AuditRepository(audit_dsn, twin)
+            made = OutboxRepository(dsn, database, audit)
+            return self._repositories.setdefault("outbox", made)  # type: ignore[no-any-return]
+
     @property
     def writer(self) -> Writer:
         """
@@ -226,6 +311,8 @@ class Delivery:
         """
         if self.has_store and spool.has_foreign(self.directory):
             self.drainer.start()
+        if self.outbox is not None and self.outbox.mover.sign.is_put:
+            self._drainer_for(self._outbox_dsn).start()
 
     # -- delivering: in the drainer's thread --
 
@@ -277,6 +364,28 @@ class Delivery:
             "AUDIT_ROW_QUARANTINED",
             pending.id,
             {"id": pending.id, "code": pending.code, "reason": fault.message},
+        )
+
+    def _set_aside_moved(self, row: tuple[Any, ...], reason: str) -> None:
+        """
+        Put a row of the outbox aside, which then is deleted there.
+
+        Raises:
+            SchemaProblem: it cannot be written down, so it has to stay.
+        """
+        from fasten.repository import SchemaProblem
+
+        if not spool.quarantine(self.directory, self.spool.writer_id, (0, row), reason):
+            raise SchemaProblem(
+                f"row {row[0]} of the outbox cannot be stored ({reason}), nor kept in "
+                f"{self.directory}; let this user write there"
+            )
+        self._last_error = reason
+        self._set_aside_count += 1
+        self._host.emit_own(
+            "AUDIT_ROW_QUARANTINED",
+            str(row[0]),
+            {"id": row[0], "code": row[2], "reason": reason},
         )
 
     # -- dead writers --
@@ -380,6 +489,7 @@ class Delivery:
         Wait until what was queued before the call is stored.
         """
         deadline = time.monotonic() + timeout_s
+        self._ask_outbox()
         targets = [
             (drainer, lane, lane.source.last_index)
             for drainer in self._drainers.values()
@@ -393,17 +503,24 @@ class Delivery:
                 return False
         return True
 
+    def _ask_outbox(self) -> None:
+        if self.outbox is not None and self.outbox.mover.is_used:
+            self.outbox.mover.hurry()
+
     def close(self, timeout_s: float) -> bool:
         """
         Stop all drainers within *timeout_s*; true when everything is stored.
         """
         deadline = time.monotonic() + timeout_s
+        self._ask_outbox()
         done = True
         for key, drainer in self._drainers.items():
             left = max(0.05, (deadline - time.monotonic()) * 0.75)
             done = drainer.close(left) and done
             if not drainer.is_running:
                 self._release(key)
+        if self.outbox is not None:
+            self.outbox.mover.sign.let_go()
         if not self.drainer.is_running:
             self.spool.close()
         return done
@@ -414,6 +531,8 @@ class Delivery:
         """
         self._drops, self._drops_told = bytearray(), 0
         self.spool.after_fork_in_child()
+        if self.outbox is not None:
+            self.outbox.after_fork_in_child()
         for queue in self.queues.values():
             queue.clear()
         for database in self._databases.values():
@@ -476,7 +595,9 @@ class Delivery:
             "retried": sum(lane.retried for lane in lanes),
             "spooled": self.spool.spooled,
             "replayed": self._replayed,
-            "quarantined": sum(lane.quarantined for lane in lanes),
+            "quarantined": sum(lane.quarantined for lane in lanes)
+            + self._set_aside_count,
+            "moved": self.outbox.mover.moved if self.outbox else 0,
             "dropped": len(self._drops),
             "depth": self.spool.depth,
             "capacity": self.spool.capacity,

@@ -24,6 +24,7 @@ import attrs
 __all__ = [
     "Backoff",
     "Batch",
+    "Chore",
     "Drainer",
     "Fault",
     "Lane",
@@ -323,7 +324,7 @@ class Drainer:
         self._linger_s, self._batch_rows = linger_s, batch_rows
         self._clock = clock
         self._idle, self._idle_s = idle, idle_s
-        self._chores: list[_Chore] = []
+        self._chores: list[Chore] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -341,11 +342,16 @@ class Drainer:
 
     def every(
         self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0
-    ) -> None:
+    ) -> Chore:
         """
         Run *chore* in the thread, *first_s* from now and then each *interval_s*.
+
+        Return it: whoever brings its *due* forward, then wakes the thread, has it run
+        earlier.
         """
-        self._chores.append(_Chore(chore, interval_s, self._clock() + first_s))
+        made = Chore(chore, interval_s, self._clock() + first_s)
+        self._chores.append(made)
+        return made
 
     # -- callers' threads ---------------------------------------------------------
 
@@ -610,6 +616,8 @@ class Drainer:
         """
         Wait for a wake, a retry or a chore; never longer than *longest_s*.
         """
+        # First of all: whoever brings a chore forward from here on wakes this thread.
+        self.is_asleep = True
         now = self._clock()
         dues = [
             lane.retry_at
@@ -618,7 +626,6 @@ class Drainer:
         ]
         dues += [chore.due for chore in self._chores]
         wait = max(0.0, min([longest_s, *(due - now for due in dues)]))
-        self.is_asleep = True
         # Rows may have come between the last look and the flag: look once more.
         if self._has_ready_work():
             self.is_asleep = False
@@ -650,7 +657,11 @@ class Drainer:
 
 
 @attrs.define
-class _Chore:
+class Chore:
+    """
+    What is done now and then; *due* is on the drainer's clock.
+    """
+
     run: Callable[[], None]
     interval_s: float
     due: float

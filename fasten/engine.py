@@ -46,6 +46,7 @@ from fasten.errors import (
     QueueFull,
     UnknownCode,
 )
+from fasten.outbox import Held, Outbox
 from fasten.redact import Redactor
 from fasten.rows import (
     AUDIT_COLUMNS,
@@ -169,7 +170,7 @@ class Engine:
         if self._drainer is not None:
             self._drainer.wake()
 
-    def _entry(self, code: object) -> Any:
+    def _entry(self, code: object, detail: object) -> Any:
         """
         Return what a caller may emit under *code*, or say why not.
         """
@@ -181,6 +182,10 @@ class Engine:
                 f"{entry.code} is fasten's own and cannot be emitted; register a code "
                 "of your own for what happened"
             )
+        meta = self.registry.meta(entry.code)
+        misfits = meta.check_detail({} if detail is None else detail)
+        if misfits:
+            raise InvalidAnchor(f"detail of {entry.code}: {'; '.join(misfits)}")
         return entry
 
     def _emit_leniently(
@@ -313,11 +318,8 @@ class Engine:
         """
         Hand the row to the drainer and wait for the store's answer.
         """
-        if connection is not None and self._outbox is not None:
-            self._outbox(row)
-            return str(row[0])
         if connection is not None:
-            raise TypeError("emit(connection=) is not available in this version")
+            return self._store_within(row, connection)
         delivery = self.delivery
         id_ = str(row[0])
         if delivery is None or not delivery.has_store:
@@ -331,6 +333,79 @@ class Engine:
                 id=id_,
                 ambiguous=fault.is_ambiguous,
             )
+        return id_
+
+    def _store_within(self, row: tuple[Any, ...], connection: Any) -> str:
+        """
+        Write the row into the caller's own transaction.
+        """
+        id_ = str(row[0])
+        if isinstance(connection, Held):
+            connection.row = row
+            return id_
+        try:
+            if self._outbox is not None:
+                self._outbox(row)
+            else:
+                self.outbox.store(row, connection)
+        except TypeError as error:
+            if self.settings.strict:
+                raise
+            self._enqueue_marked(row, error)
+        return id_
+
+    @property
+    def outbox(self) -> Outbox:
+        """
+        Return what writes rows into callers' transactions.
+
+        Raises:
+            AuditStoreError: there is no store that they could be moved to.
+        """
+        found = self.delivery.outbox if self.delivery else None
+        if found is None:
+            raise AuditStoreError(
+                "emit(connection=) needs a store; set FASTEN_AUDIT_DSN (and "
+                "FASTEN_OUTBOX_DSN where the transactions are in another database)"
+            )
+        return found
+
+    def _enqueue_marked(self, row: tuple[Any, ...], error: Exception) -> None:
+        """
+        Store a row whose connection was a mistake: FASTEN_STRICT is off.
+        """
+        self.mistakes += 1
+        detail = {"_mistake": str(error), "detail": json.loads(row[-1])}
+        self._enqueue((*row[:-1], self._redactor.encode(detail)))
+
+    async def aemit(self, code: str, target: str | int | UUID, **anchors: Any) -> str:
+        """
+        Record as `emit` does, through connections that must be awaited.
+
+        Raises:
+            FastenError: whatever `emit` raises.
+        """
+        connection = anchors.pop("connection", None)
+        if connection is None:
+            # With `on_failure: raise` it waits for the store: not in the event loop.
+            entry = self.registry.entries.get(code)
+            waits = self._raises or (entry is not None and entry.on_failure == "raise")
+            if waits:
+                return await asyncio.to_thread(self.emit, code, target, **anchors)
+            return self.emit(code, target, **anchors)
+        held = Held(connection)
+        id_ = self.emit(code, target, connection=held, **anchors)
+        if held.row is None:
+            return id_
+        if self._outbox is not None:
+            self._outbox(held.row)
+            return id_
+        try:
+            await self.outbox.astore(held.row, connection)
+        except TypeError as error:
+            if self.settings.strict:
+                raise
+            self._enqueue_marked(held.row, error)
         return id_
 
     # -- sys and api ------------------------------------------------------------------
@@ -799,7 +874,8 @@ def emit(  # noqa: PLR0915  (see above)
 
     Raises:
         UnknownCode: nothing registered *code*.
-        InvalidAnchor: an anchor is missing, or of the wrong kind.
+        InvalidAnchor: an anchor is missing, or of the wrong kind, or *detail* is not
+            what its code declares.
         NotInitialized: `init()` was not called, or `close()` was.
         AuditStoreError: the row had to be stored at once, and was not.
     """
@@ -807,7 +883,7 @@ def emit(  # noqa: PLR0915  (see above)
     try:
         entry = self.registry.entries.get(code)
         if entry is None or entry.reserved:
-            entry = self._entry(code)
+            entry = self._entry(code, detail)
         if self._is_closed:
             self._refuse_closed()
         (rid, who, kind, tenant, how, origin, behalf, trace, span) = snapshot()
@@ -884,8 +960,11 @@ health = _of_default(Engine.health)
 async def aemit(code: str, target: str | int | UUID, **anchors: Any) -> str:
     """
     Record as `emit` does, through connections that must be awaited.
+
+    Raises:
+        FastenError: whatever `emit` raises.
     """
-    return emit(code, target, **anchors)
+    return await (_default or _late()).aemit(code, target, **anchors)
 
 
 def query(stream: str = "audit", *, dsn: str | None = None, **filters: Any) -> Page:

@@ -14,6 +14,7 @@ from fasten.repository.database import (
     SchemaProblem,
     is_missing,
 )
+from fasten.repository.outbox import OutboxRepository
 from fasten.repository.schema import SCHEMA
 from fasten.repository.stream import StreamRepository
 from fasten.repository.tables import Tables
@@ -23,6 +24,7 @@ __all__ = [
     "AuditRepository",
     "CommitUnanswered",
     "Database",
+    "OutboxRepository",
     "Problem",
     "SchemaProblem",
     "StreamRepository",

@@ -132,16 +132,12 @@ class AuditRepository:
         pause: Callable[[], None],
     ) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
-            seq, ahead, now = self._lock_node(connection, writer)
-            heads = self._heads(connection, writer)
+            node = self._lock_node(connection, writer)
             mark = self._watermark(connection, writer) if last else -1
             fresh = [row for index, row in rows if index > mark or not last]
             if known:
                 fresh = [row for row in fresh if row[0] not in known]
-            sealed = self._seal(connection, writer, fresh, seq, heads, now, pause)
-            self._advance(
-                connection, writer, heads, seq + len(sealed), now, ahead, fresh
-            )
+            sealed = self._add(connection, writer, node, fresh, pause)
             if last > mark and last:
                 self._statement("mark").run(
                     connection,
@@ -149,8 +145,47 @@ class AuditRepository:
                     service_id=writer.service,
                     source_node_id=writer.node,
                     watermark=last,
-                    updated_at=now,
+                    updated_at=node[2],
                 )
+        return sealed
+
+    def lock(self, connection: Connection, writer: Writer) -> None:
+        """
+        Keep others of the writer's node out, until the transaction ends.
+        """
+        self._lock_node(connection, writer)
+
+    def append_within(
+        self, connection: Connection, writer: Writer, rows: Sequence[Any]
+    ) -> list[tuple[Any, ...]]:
+        """
+        Store rows in a transaction that the caller holds; return them, as columns.
+
+        Rows whose id is in the store already are left out.
+
+        Raises:
+            Exception: whatever the driver says; the transaction has to be rolled back.
+        """
+        node = self._lock_node(connection, writer)
+        known = self._ids_among(connection, [row[0] for row in rows])
+        fresh = [row for row in rows if row[0] not in known]
+        return self._add(connection, writer, node, fresh, lambda: None)
+
+    def _add(
+        self,
+        connection: Connection,
+        writer: Writer,
+        node: tuple[int, int, Any],
+        fresh: list[Any],
+        pause: Callable[[], None],
+    ) -> list[tuple[Any, ...]]:
+        """
+        Number, seal and insert rows; move the node and the heads on.
+        """
+        seq, ahead, now = node
+        heads = self._heads(connection, writer)
+        sealed = self._seal(connection, writer, fresh, seq, heads, now, pause)
+        self._advance(connection, writer, heads, seq + len(sealed), now, ahead, fresh)
         return sealed
 
     def _lock_node(
@@ -276,10 +311,13 @@ class AuditRepository:
             )
 
     def _known_ids(self, ids: list[str]) -> frozenset[str]:
-        column = self.tables.audit.c.id
         with self.database.transaction() as connection:
-            found = connection.execute(sa.select(column).where(column.in_(ids)))
-            return frozenset(found.scalars())
+            return self._ids_among(connection, ids)
+
+    def _ids_among(self, connection: Connection, ids: list[str]) -> frozenset[str]:
+        column = self.tables.audit.c.id
+        found = connection.execute(sa.select(column).where(column.in_(ids)))
+        return frozenset(found.scalars())
 
     def _is_known_id(self, error: BaseException) -> bool:
         """

@@ -56,11 +56,13 @@ class Database:
     One SQLite file or Postgres server: connections, transactions, what errors mean.
 
     One connection writes and is kept until `release()`; readers have at most two,
-    opened on use.
+    opened on use. Where fasten *is_guest*, in a database of the business, it neither
+    makes the file nor changes how it is kept.
     """
 
-    def __init__(self, dsn: Dsn) -> None:
+    def __init__(self, dsn: Dsn, *, is_guest: bool = False) -> None:
         self.dsn = dsn
+        self._is_guest = is_guest
         self.is_postgres = dsn.backend == "postgresql"
         self._engine: Engine | None = None
         self._readers: Engine | None = None
@@ -123,9 +125,10 @@ class Database:
         from urllib.parse import quote
 
         path = str(self.dsn.path)
-        is_new = is_writer and not Path(path).exists()
+        is_owner = is_writer and not self._is_guest
+        is_new = is_owner and not Path(path).exists()
         # Reading never creates a store: mode=ro fails where there is no file.
-        mode = "rwc" if is_writer else "ro"
+        mode = "rwc" if is_owner else "rw" if is_writer else "ro"
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode={mode}",
             uri=True,
@@ -135,7 +138,9 @@ class Database:
             cached_statements=64,
         )
         try:
-            _prepare_sqlite(connection, is_new=is_new, is_writer=is_writer)
+            if is_owner:
+                _own_sqlite(connection, is_new=is_new)
+            _prepare_sqlite(connection, is_writer=is_writer)
         except BaseException:
             connection.close()
             raise
@@ -325,16 +330,19 @@ def _interrupted_after(raw: Any, within_s: float | None) -> Iterator[None]:
         raw.set_progress_handler(None, 0)
 
 
-def _prepare_sqlite(connection: Any, *, is_new: bool, is_writer: bool) -> None:
+def _own_sqlite(connection: Any, *, is_new: bool) -> None:
     if is_new:
         # Both only take effect before the first table is made.
         connection.execute("PRAGMA page_size = 8192")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
+
+
+def _prepare_sqlite(connection: Any, *, is_writer: bool) -> None:
     if is_writer:
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA cache_size = -65536")
     else:
         connection.execute("PRAGMA query_only = ON")
@@ -415,6 +423,8 @@ def _postgres_problem(error: BaseException) -> Problem:
 
 def _state_in_text(error: BaseException) -> str | None:
     text = str(error)
+    if "session is read-only" in text or "server is in hot standby mode" in text:
+        return "25006"  # libpq's own words, for target_session_attrs=read-write
     for needle, state in _POSTGRES_TEXTS:
         if needle in text and "FATAL" in text:
             return state

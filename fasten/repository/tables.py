@@ -61,8 +61,10 @@ def audit_tables(dsn: Dsn) -> Tables:
     metadata = sa.MetaData(schema=dsn.schema)
     text, big, moment = _types(dsn)
 
-    def column(name: str, kind: Any = text, **options: Any) -> sa.Column[Any]:
-        return sa.Column(name, kind, **{"nullable": False, **options})
+    def column(
+        name: str, kind: Any = text, *more: Any, **options: Any
+    ) -> sa.Column[Any]:
+        return sa.Column(name, kind, *more, **{"nullable": False, **options})
 
     def side(suffix: str, *columns: sa.Column[Any]) -> sa.Table:
         return sa.Table(f"{dsn.table}_{suffix}", metadata, *columns)
@@ -108,7 +110,9 @@ def audit_tables(dsn: Dsn) -> Tables:
         ),
         outbox=side(
             "outbox",
-            column("position", _counter(dsn), primary_key=True, autoincrement=True),
+            # An identity, unlike a serial, asks for no right on a sequence: INSERT on
+            # the table is all that a business role needs.
+            column("position", _counter(dsn), sa.Identity(), primary_key=True),
             column("id", unique=True),
             column("service_id"),
             column("source_node_id"),

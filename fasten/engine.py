@@ -35,7 +35,7 @@ from uuid import UUID
 
 from fasten import codes, context, processors, spool
 from fasten.codes import ActorKind, Method, Outcome, Registry, Severity
-from fasten.context import snapshot
+from fasten.context import Snapshot, snapshot
 from fasten.delivery import Delivery
 from fasten.errors import (
     AuditStoreError,
@@ -46,9 +46,10 @@ from fasten.errors import (
     QueueFull,
     UnknownCode,
 )
-from fasten.outbox import Held, Outbox
+from fasten.outbox import Held, Outbox, refuse_awaited
 from fasten.redact import Redactor
 from fasten.rows import (
+    API_COLUMNS,
     AUDIT_COLUMNS,
     Page,
     Pending,
@@ -83,13 +84,9 @@ __all__ = [
 
 logger = logging.getLogger("fasten")
 
-WATCHDOG_S: Final = 12.0
-TICKET_S: Final = 5.0
-ADOPT_S: Final = 30.0
-IDLE_S: Final = 30.0
 EXIT_S: Final = 2.0
 _OWN_BYTES: Final = 1024 * 1024
-PAUSE_S: Final = 0.00005
+_API_FIELDS: Final = frozenset(("shape", *API_COLUMNS))
 
 
 class Queue(Protocol):
@@ -140,7 +137,6 @@ class Engine:
         # fasten's own records name up to 1,000 ids: no cap may cut evidence.
         self._own_redactor = Redactor(settings.redact_keys, max_bytes=_OWN_BYTES)
         self._is_closed = False
-        self._exits = False
         self.mistakes = 0
         self.lines = LineWriter() if settings.stdout else None
         self.delivery = None if queue is not None else Delivery(self)
@@ -202,14 +198,20 @@ class Engine:
         """
         self.mistakes += 1
         name = code if isinstance(code, str) and codes.is_code(code) else "INVALID_CODE"
-        entry = self.registry.entries.get(name) or codes.entry_for(name)
+        entry = self.registry.entries.get(name)
+        if entry is None or entry.domain == "fasten":
+            # Not even a mistake may pass for a record of fasten's own.
+            entry = codes.entry_for(name)
         rid, who, kind, tenant, _, origin, behalf, trace, span = snapshot()
-        anchor = self._redactor.anchor
+        anchor, optional = self._redactor.anchor, self._optional_text
         ns = self._clock_ns()
         id_ = self._mint(ns)
-        marked = {"_mistake": str(error), "given": [str(t)[:200] for t in texts if t]}
+        marked: dict[str, Any] = {
+            "_mistake": str(error),
+            "given": [text for text in texts if text is not None],
+        }
         if detail is not None:
-            marked["detail"] = detail  # type: ignore[assignment]
+            marked["detail"] = detail
         row = Pending(
             id=id_,
             timestamp_us=ns // 1000,
@@ -222,9 +224,9 @@ class Engine:
             outcome="unknown",
             actor=anchor(_text(actor) or who),
             actor_kind="user" if _text(actor) else kind,
-            on_behalf_of=behalf,
-            tenant_id=tenant or self.settings.tenant_id,
-            client=origin,
+            on_behalf_of=optional(behalf),
+            tenant_id=optional(tenant) or self.settings.tenant_id,
+            client=optional(origin),
             target=anchor(_text(target) or "unknown"),
             method="sdk",
             reason=None,
@@ -344,6 +346,7 @@ class Engine:
             connection.row = row
             return id_
         try:
+            refuse_awaited(connection)
             if self._outbox is not None:
                 self._outbox(row)
             else:
@@ -440,34 +443,42 @@ class Engine:
         Take one HTTP request, as the service answered it; never raise.
         """
         try:
-            self.api.record(self._api_row(fields))
+            found = snapshot()
+            rid = context.accept(fields.pop("request_id", None)) or found[0]
+            extra = fields.keys() - _API_FIELDS
+            if extra:
+                # Cleaned now: what a caller hands over may change until it is read.
+                given = {name: fields.pop(name) for name in sorted(extra)}
+                fields["extra"] = self._redactor.clean(given)
+            at_us = self._clock_ns() // 1000
+            self.api.record((self._api_row, rid, found, at_us, fields))
             if self.api.queue is not None:
                 self._wake_streams()
         except Exception:  # a transport's mistake must not become the caller's 500
             self.mistakes += 1
 
-    def _api_row(self, fields: dict[str, Any]) -> dict[str, Any]:
-        rid, who, _, tenant, _, origin, *_ = snapshot()
-        settings, text = self.settings, self._optional_text
-        row = {
+    def _api_row(
+        self, rid: str, found: Snapshot, at_us: int, fields: Mapping[str, Any]
+    ) -> Row:
+        settings, text, get = self.settings, self._optional_text, fields.get
+        return {
             "shape": "api",
-            "method": text(fields.pop("method", None)) or "",
-            "path": text(fields.pop("path", None)) or "",
-            "route": text(fields.pop("route", None)),
-            "status": fields.pop("status", None),
-            "duration_ms": fields.pop("duration_ms", None),
-            "request_id": context.accept(fields.pop("request_id", None)) or rid,
+            "method": text(get("method")) or "",
+            "path": text(get("path")) or "",
+            "route": text(get("route")),
+            "status": get("status"),
+            "duration_ms": get("duration_ms"),
+            "request_id": rid,
             "service_id": settings.service_id,
             "source_node_id": settings.node_id,
-            "tenant_id": text(fields.pop("tenant_id", None) or tenant)
-            or settings.tenant_id,
-            "actor": text(fields.pop("actor", None) or who),
-            "client": text(fields.pop("client", None) or origin),
-            "bytes": fields.pop("bytes", None),
-            "complete": bool(fields.pop("complete", True)),
-            "timestamp": format_timestamp(self._clock_ns() // 1000),
+            "tenant_id": text(get("tenant_id") or found[3]) or settings.tenant_id,
+            "actor": text(get("actor") or found[1]),
+            "client": text(get("client") or found[5]),
+            "bytes": get("bytes"),
+            "complete": bool(get("complete", True)),
+            "timestamp": format_timestamp(at_us),
+            **get("extra", {}),
         }
-        return {**row, **self._redactor.clean(fields)}
 
     def _optional_text(self, value: object) -> str | None:
         return None if value is None else self._redactor.anchor(str(value))
@@ -615,7 +626,7 @@ def _spell(name: str, value: object) -> str:
     if text:
         return text
     raise InvalidAnchor(
-        f"{name}={value!r:.80} is not a name; pass a non-empty str, an int or a UUID"
+        f"{name}={_shown(value)} is not a name; pass a non-empty str, an int or a UUID"
     )
 
 
@@ -627,11 +638,18 @@ def _text(value: object) -> str | None:
     return None
 
 
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # a caller's own __repr__: the error is about something else
+        return f"<{type(value).__name__}>"
+
+
 def _choose(name: str, value: object, known: Mapping[str, str]) -> str:
     found = known.get(value) if isinstance(value, str) else None
     if found is None:
         raise InvalidAnchor(
-            f"{name}={value!r:.80} is none of: {' '.join(sorted(set(known.values())))}"
+            f"{name}={_shown(value)} is none of: {' '.join(sorted(set(known.values())))}"
         )
     return found
 

@@ -247,6 +247,29 @@ class TestMistakes:
         assert {"kept": 1} == json.loads(rows[0]["detail"])["detail"]
         assert 3 == fasten.stats()["mistakes"]
 
+    def test_a_mistake_cannot_pass_for_fastens_own_record(self, sqlite_dsn: str) -> None:
+        """
+        Not strict, a caller's AUDIT_ROW_ERASED is stored outside the domain `fasten`.
+        """
+        start(sqlite_dsn, strict=False)
+        fasten.emit("AUDIT_ROW_ERASED", "x")
+        fasten.flush(10)
+
+        assert ["unregistered"] == [row["domain"] for row in rows_of(sqlite_dsn)]
+
+    def test_a_hostile_repr_changes_no_error(self, sqlite_dsn: str) -> None:
+        """
+        A target whose repr raises is refused like any other that is not a name.
+        """
+
+        class Hostile:
+            def __repr__(self) -> str:
+                raise RuntimeError
+
+        start(sqlite_dsn)
+        with pytest.raises(fasten.InvalidAnchor, match="<Hostile>"):
+            fasten.emit("USER_CREATED", Hostile())  # type: ignore[arg-type]
+
     def test_emit_before_init(self) -> None:
         """
         Emitting before init() says what to call.

@@ -648,9 +648,8 @@ def _shown(value: object) -> str:
 def _choose(name: str, value: object, known: Mapping[str, str]) -> str:
     found = known.get(value) if isinstance(value, str) else None
     if found is None:
-        raise InvalidAnchor(
-            f"{name}={_shown(value)} is none of: {' '.join(sorted(set(known.values())))}"
-        )
+        allowed = " ".join(sorted(set(known.values())))
+        raise InvalidAnchor(f"{name}={_shown(value)} is none of: {allowed}")
     return found
 
 

@@ -196,15 +196,12 @@ class _Exchange(Exchange):
         write(piece)
         self.count(len(piece))
 
-    def hand_over(self, piece: bytes) -> None:
+    def is_full(self, piece: bytes) -> bool:
         """
-        Count a piece of the body; the one that fills Content-Length is the last.
-
-        Not every server asks whether there is another one.
+        Count a piece of the body; tell whether Content-Length is reached with it.
         """
         self.count(len(piece))
-        if self.bytes == self._length:
-            self.end()
+        return self.bytes == self._length
 
     def end(self) -> None:
         """
@@ -263,19 +260,23 @@ class _Body:
         try:
             piece = self._run(next, self._pieces)
         except StopIteration:
-            self._run(exchange.end)
+            if not exchange.is_told:
+                self._run(exchange.end)
             raise
         except BaseException as error:
             self._run(exchange.fail, error)
             raise
-        self._run(exchange.hand_over, piece)
+        if exchange.is_full(piece):
+            # Not every server asks whether there is another piece.
+            self._run(exchange.end)
         return piece
 
     def close(self) -> None:
         """
         Close what the application returned; unread pieces make the row incomplete.
         """
-        self._run(self._exchange.tell)
+        if not self._exchange.is_told:
+            self._run(self._exchange.tell)
         close = getattr(self._answer, "close", None)
         if close is not None:
             self._run(close)

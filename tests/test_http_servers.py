@@ -129,6 +129,19 @@ class TestEachServer:
         assert all(len(rid) == 32 or rid in ("a", "abc") for rid in stored)
 
 
+def test_uvicorn_delivers_before_it_dies(store):
+    """
+    It ends by the signal that it caught: what waits is delivered at the lifespan's end.
+    """
+    with SERVERS["uvicorn, FastAPI"](store.env) as url:
+        httpx.get(f"{url}/thread/t1")
+        store.wait(1)
+        for number in range(2, 51):
+            httpx.get(f"{url}/thread/t{number}")
+
+    assert (50, 50) == (len(store.rows("audit")), len(store.rows("api")))
+
+
 def _id(rid: str | None) -> dict[str, str]:
     return {} if rid is None else {"X-Request-ID": rid}
 

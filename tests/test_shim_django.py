@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
@@ -627,7 +627,7 @@ class TestManners:
         from django.test import RequestFactory
 
         request = RequestFactory().get("/users/7/")
-        if asyncio.iscoroutinefunction(middleware):
+        if iscoroutinefunction(middleware):
             return async_to_sync(middleware)(request)
         response = middleware(request)
         request.close()

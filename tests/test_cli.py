@@ -163,7 +163,7 @@ class TestEnvFile:
         [
             (
                 "FASTEN_AUDIT_DSN=postgres://user:pw\n  @db:5432/app\n",
-                "line 2: not NAM",
+                "line 2: not NAME",
             ),
             ("A=1\nB='x\n", "line 2: B: a quote is not closed"),
             ("A=b c\n", "line 1: A: put a value with blanks"),

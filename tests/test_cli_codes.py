@@ -21,6 +21,7 @@ import fasten
 from fasten.cli.consistency import changes, literal_codes, sources
 from fasten.cli.typegen import LANGUAGES, generate
 from fasten.codes import Meta, Registry, registry
+from fasten.errors import InvalidAnchor
 from fasten.testing import capture
 from tests.cli_runs import run, run_program, write
 from tests.outside import ROOT, run_python
@@ -43,6 +44,7 @@ def _codes_stay_here(monkeypatch):
     """
     What a test registers is gone after it.
     """
+    registry.ensure()
     for name in ("_sources", "_metas", "entries", "_warned"):
         monkeypatch.setattr(
             registry, name, type(getattr(registry, name))(getattr(registry, name))
@@ -573,6 +575,53 @@ class TestTypegen:
         assert len(differing) <= 1
         if language == "python":
             ast.parse("\n".join(lines))
+
+
+class TestDeclaredDetail:
+    @pytest.mark.parametrize(
+        ("detail", "said"),
+        [
+            (None, "items is missing; give it a int; total is missing"),
+            ({"items": 1}, "total is missing; give it a float"),
+            ({"items": "1", "total": 1.0}, "items is a str, not a int"),
+            ({"items": True, "total": 1.0}, "items is a bool, not a int"),
+            ({"items": 1, "total": 1.0, "note": 3}, "note is a int, not a str"),
+            ({"items": 1, "total": 1.0, "nota": "x"}, "did you mean 'note'?"),
+            ("hunter2", "detail is a str, not a mapping"),
+        ],
+    )
+    def test_emit_refuses_what_the_type_checkers_refuse(self, tmp_path, detail, said):
+        """
+        At run time, too, a missing field or a wrong type is the caller's mistake.
+        """
+        registry.load(write(tmp_path / "shop.yaml", SHOP))
+        with capture() as trail, pytest.raises(InvalidAnchor) as raised:
+            fasten.emit("CART_FILLED", "c-1", detail=detail)
+
+        assert str(raised.value).startswith("detail of CART_FILLED: ")
+        assert said in str(raised.value)
+        assert "hunter2" not in str(raised.value)
+        assert [] == trail.audit
+
+    def test_emit_takes_what_fits(self, tmp_path):
+        """
+        Optional fields may be missing, and an int is a float as well.
+        """
+        registry.load(write(tmp_path / "shop.yaml", SHOP))
+        with capture() as trail:
+            fasten.emit("CART_FILLED", "c-1", detail={"items": 1, "total": 2})
+
+        trail.assert_emitted("CART_FILLED", detail={"items": 1, "total": 2})
+
+    def test_without_strictness_it_is_stored_and_marked(self, tmp_path):
+        """
+        FASTEN_STRICT=off turns the mistake into a row that says so.
+        """
+        registry.load(write(tmp_path / "shop.yaml", SHOP))
+        with capture(strict=False) as trail:
+            fasten.emit("CART_FILLED", "c-1", detail={"items": 1})
+
+        assert "total is missing" in trail.audit[0]["detail"]["_mistake"]
 
 
 def _shop_metas() -> list[Meta]:

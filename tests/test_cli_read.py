@@ -12,8 +12,10 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,8 @@ from tests.cli_runs import (
 )
 from tests.outside import ROOT, run_python, unavailable
 
+SERVICE = {"FASTEN_SERVICE_ID": "svc", "FASTEN_NODE_ID": "host-01"}
+
 
 def targets(text: str) -> list[str]:
     """
@@ -43,6 +47,21 @@ def ndjson(text: str) -> list[dict]:
     Return the rows of `-o ndjson`.
     """
     return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def nobody_s_place():
+    """
+    Return a directory of nobody's, where nobody can get to.
+    """
+    if os.geteuid() != 0:
+        unavailable("only root can leave files that are root's")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        place = Path(folder) / "service"
+        place.mkdir()
+        shutil.chown(place, "nobody")
+        yield place
 
 
 class TestTail:
@@ -291,20 +310,12 @@ class TestTail:
         assert (0, "") == (done.returncode, done.stderr)
         assert "target=Zo\xeb \\u5317\\u4eac" in done.stdout
 
-    def test_root_leaves_the_service_its_files(self, tmp_path):
+    def test_root_leaves_the_service_its_files(self, tmp_path, nobody_s_place):
         """
-        `sudo fasten tail` beside a service's SQLite file locks it out of nothing.
+        `sudo fasten tail`, or doctor, beside a service's SQLite file locks out nobody.
         """
-        if os.geteuid() != 0:
-            unavailable("only root can leave files that are root's")
         owner = pwd.getpwnam("nobody")
-        tmp_path.chmod(0o755)
-        for parent in tmp_path.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o055)
-        place = tmp_path / "service"
-        place.mkdir()
-        os.chown(place, owner.pw_uid, owner.pw_gid)
-        dsn = f"sqlite:///{place}/audit.db"
+        dsn = f"sqlite:///{nobody_s_place}/audit.db"
         # The interpreter may be out of nobody's reach: first load, then change.
         code = f"""
             import os, sys
@@ -326,10 +337,14 @@ class TestTail:
             assert "" == done.stderr
 
         emit("first")
+        looked = run_program("doctor", env=SERVICE | {"FASTEN_AUDIT_DSN": dsn})
+        assert 0 == looked.returncode, looked.stdout
         assert "target=first" in run_program("tail", "--dsn", dsn).stdout
         emit("second")
-        assert ["first", "second"] == targets(run_program("tail", "--dsn", dsn).stdout)
-        assert {owner.pw_uid} == {path.stat().st_uid for path in place.rglob("*")}
+        seen = targets(run_program("tail", "--dsn", dsn).stdout)
+
+        assert ["first", "doctor", "second"] == seen
+        assert {owner.pw_uid} == {p.stat().st_uid for p in nobody_s_place.rglob("*")}
 
     def test_reading_changes_nothing(self, tmp_path, sqlite_dsn):
         """

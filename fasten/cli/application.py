@@ -23,9 +23,8 @@ from wsgiref.util import setup_testing_defaults
 import attrs
 import click
 
-from fasten import codes, engine
+from fasten import engine
 from fasten.cli.command import Failure, WrongUsage
-from fasten.cli.filters import load_codes
 from fasten.engine import Engine
 from fasten.settings import Settings
 
@@ -78,11 +77,7 @@ class Application:
     @contextmanager
     def _stood_in(self) -> Iterator[None]:
         def make(settings: Settings) -> Engine:
-            codes.registry.ensure()
-            if settings.codes is None:
-                load_codes()
-            else:
-                codes.load(*settings.codes)
+            engine.prepare(settings)
             quiet = attrs.evolve(settings, stdout=frozenset())
             self.running = Engine(quiet, queue=_Nowhere())
             engine.install(self.running)

@@ -70,6 +70,7 @@ def _findings(app: str | None, host: Host) -> Iterator[Finding]:
     if settings is None:
         yield from check_codes()
         return
+    # The first five lines are those that everybody knows; what explains them follows.
     reached, (first, *others) = check_store(settings, host)
     yield first
     yield from check_application(imported)
@@ -100,9 +101,8 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
         mark = _MARKS[finding.status]
         if coloured:
             mark = paint(mark, _STYLES[finding.status])
-        yield f"{mark} {terminal_safe(finding.message)}"
-        for more in filter(None, (finding.note, finding.cure)):
-            yield f"    {terminal_safe(more)}"
+        told = "; ".join(filter(None, (finding.message, finding.cure)))
+        yield f"{mark} {terminal_safe(told)}"
 
 
 def _json(findings: list[Finding], *, is_well: bool) -> str:
@@ -111,7 +111,6 @@ def _json(findings: list[Finding], *, is_well: bool) -> str:
             "check": finding.check,
             "status": finding.status,
             "message": finding.message,
-            "note": finding.note or None,
             "cure": finding.cure or None,
         }
         for finding in findings

@@ -25,14 +25,11 @@ Status = Literal["ok", "warn", "fail"]
 class Finding:
     """
     What one check found: a sentence, and where it is not ok, the cure.
-
-    *note* is a fact beside it.
     """
 
     check: str
     status: Status
     message: str
-    note: str = ""
     cure: str = ""
 
 
@@ -56,11 +53,11 @@ class Host:
         return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def ok(check: str, message: str, note: str = "") -> Finding:
+def ok(check: str, message: str) -> Finding:
     """
     Make the finding that all is well.
     """
-    return Finding(check=check, status="ok", message=message, note=note)
+    return Finding(check=check, status="ok", message=message)
 
 
 def warn(check: str, message: str, cure: str = "") -> Finding:

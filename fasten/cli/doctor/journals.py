@@ -63,6 +63,10 @@ def _spool(settings: Settings, host: Host, directory: Path) -> Iterator[Finding]
         return
     yield from _room(settings, directory, there)
     yield from _lasting(directory, there, host)
+    if directory.is_dir() and directory.stat().st_uid != os.geteuid():
+        message = f"what waits in spool {directory} is not ours to look at"
+        yield warn("spool", message, "run this as the service's user")
+        return
     yield from _left(settings, directory)
     yield from _put_aside(directory)
 
@@ -94,7 +98,9 @@ def _room(settings: Settings, directory: Path, there: Path) -> Iterator[Finding]
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
     limit = settings.spool_max_bytes
-    told = f"spool {directory}: {_mib(used)} of {_mib(limit)} used, {_mib(free)} free"
+    told = (
+        f"spool {directory}: {_size(used)} of {_size(limit)} used, {_size(free)} free"
+    )
     if free < _LEAST_FREE or used >= limit:
         yield fail(
             "spool",
@@ -111,8 +117,10 @@ def _room(settings: Settings, directory: Path, there: Path) -> Iterator[Finding]
         yield ok("spool", told)
 
 
-def _mib(number: int) -> str:
-    return f"{number / 1024**2:.1f} MiB"
+def _size(number: int) -> str:
+    if number < 10 * 1024**3:
+        return f"{number / 1024**2:.1f} MiB"
+    return f"{number / 1024**3:.0f} GiB"
 
 
 def _lasting(directory: Path, there: Path, host: Host) -> Iterator[Finding]:

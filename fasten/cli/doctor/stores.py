@@ -55,12 +55,14 @@ def check_store(settings: Settings, host: Host) -> tuple[Store | None, list[Find
         message = f"audit store not reachable ({dsn.display}): {problem}"
         return None, [fail("store", message)]
     message = f"audit store reachable ({dsn.given_display})"
-    reached = ok("store", message, note=_absolute(dsn))
+    reached = ok("store", message)
     repository: AuditRepository = found.repository  # type: ignore[assignment]
     problem = _attempt(found, repository.schema.ensure)
     if problem is not None:
         return None, [reached, fail("schema", f"tables not usable: {problem}")]
-    return found, [reached, ok("schema", f"tables of {_table(dsn)} up to date")]
+    # The DSN stands above as it was given: here is where a relative one leads.
+    place = f" in {dsn.path}" if dsn.path is not None else ""
+    return found, [reached, ok("schema", f"{_table(dsn)}{place}: tables up to date")]
 
 
 def _unborn(dsn: Dsn, host: Host) -> Finding | None:
@@ -106,13 +108,6 @@ def _attempt(found: Store, act: Callable[[], object]) -> str | None:
         found.database.release()
         return problem
     return None
-
-
-def _absolute(dsn: Dsn) -> str:
-    """
-    Return the path of a file that was given by a relative one.
-    """
-    return "" if dsn.display == dsn.given_display else f"that is {dsn.path}"
 
 
 def _table(dsn: Dsn) -> str:

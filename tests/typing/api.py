@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The whole public surface, used as a program would: for type checkers, never executed.
+
+`mypy --strict` and pyright in strict mode must find nothing here; `tests/test_typing`
+sees to it that no public name is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+from uuid import UUID
+
+import fasten
+from fasten import (
+    ApiRow,
+    AuditRow,
+    AuditStoreError,
+    CodeConflict,
+    Context,
+    ContextThreadPoolExecutor,
+    Engine,
+    FastenError,
+    InvalidAnchor,
+    InvalidCodes,
+    InvalidQuery,
+    MissingExtra,
+    NotInitialized,
+    NotInScope,
+    Page,
+    QueueFull,
+    SettingsError,
+    SysRow,
+    UnknownCode,
+)
+from fasten.codes import (
+    ActorKind,
+    Meta,
+    Method,
+    Outcome,
+    Registry,
+    RetentionClass,
+    Severity,
+)
+from fasten.reader import ALL_TENANTS, Principal, bearer, router
+from fasten.shim import Carrier, extract, inject, scope
+from fasten.testing import capture
+
+
+def life() -> None:
+    """
+    Start, look at and stop fasten.
+    """
+    engine: Engine = fasten.init(
+        service_id="shop", audit_dsn="sqlite:///./audit.db", queue_capacity=100
+    )
+    state: dict[str, Any] = fasten.health()
+    counted: dict[str, Any] = fasten.stats()
+    done: bool = fasten.flush(timeout=1.5) and fasten.close(2)
+    version: str = fasten.__version__
+    print(engine.settings.service_id, state["state"], counted, done, version)
+
+
+def emitting() -> None:
+    """
+    Emit with every anchor, as text, number, UUID and enum.
+    """
+    first: str = fasten.emit("USER_CREATED", "u-42")
+    fasten.emit(code="USER_CREATED", target=42, actor=UUID(int=1))
+    fasten.emit(
+        "ORDER_PLACED",
+        "ord-9001",
+        actor="admin",
+        actor_kind=ActorKind.ADMIN,
+        outcome=Outcome.DENIED,
+        method=Method.UI,
+        severity=Severity.WARN,
+        detail={"amount": 12.5, "lines": [1, 2]},
+        tenant_id="t-1",
+        on_behalf_of="boss",
+        reason="asked to",
+        client="203.0.113.7",
+        connection=None,
+    )
+    fasten.record_api(method="GET", path="/", status=200, duration_ms=1.5)
+    print(first.upper())
+
+
+async def emitting_later() -> None:
+    """
+    The twins for event loops.
+    """
+    later: str = await fasten.aemit("USER_CREATED", "u-42", actor="admin")
+    page: Page = await fasten.aquery("audit", actor="admin")
+    flushed: bool = await fasten.aflush(1.0)
+    print(later, page.next, flushed)
+
+
+def logging_lines() -> None:
+    """
+    The log object: methods, binding, positional arguments.
+    """
+    bound = fasten.log.bind(user_id="u-42")
+    bound.debug("one")
+    bound.info("two", count=2)
+    bound.warn("three")
+    bound.warning("four %s", "five")
+    bound.error("six")
+    bound.critical("seven")
+    bound.exception("eight")
+    bound.unbind("user_id").new(a=1).info("nine")
+    logging.getLogger("fasten").setLevel(logging.WARNING)
+
+
+def context() -> None:
+    """
+    Scopes, and what they hold.
+    """
+    with fasten.bind("a1b2c3d4", actor="u-1", trace_id="ab" * 16) as cell:
+        held: Context = cell
+        rid: str = held.request_id
+        now: Context | None = fasten.current()
+        same: str | None = fasten.current_request_id()
+        fasten.identify(actor="u-1", actor_kind="user", tenant_id="t-1")
+    with fasten.with_request_id() as other:
+        print(other, rid, now, same, fasten.mint_request_id())
+    carried = fasten.carry(length)
+    number: int = carried("text")
+    with ContextThreadPoolExecutor(max_workers=2) as pool:
+        future: Future[int] = pool.submit(length, "text")
+        print(number + future.result())
+    fasten.add_source(trace)
+    fasten.context.add_source(trace)
+
+
+def length(text: str) -> int:
+    """
+    Count characters, in whatever thread.
+    """
+    return len(text)
+
+
+def trace() -> dict[str, str]:
+    """
+    Say where a tracer stands.
+    """
+    return {"trace_id": "ab" * 16, "span_id": "cd" * 8}
+
+
+def reading() -> None:
+    """
+    Queries, pages, rows.
+    """
+    page: Page = fasten.query("audit", order="asc", limit=10, actor="admin", since="2h")
+    for row in page.rows:
+        if isinstance(row, AuditRow):
+            detail: dict[str, Any] | None = row.detail
+            number: int | None = row.monotonic_seq
+            print(row.code, row.actor, detail, number, row.to_dict()["hash"])
+        elif isinstance(row, SysRow):
+            print(row.level, row.event, row.fields)
+        elif isinstance(row, ApiRow):
+            print(row.status, row.duration_ms, row.bytes)
+    print(page.next, page.completeness, page.total, len(fasten.trail("a1b2c3d4")))
+
+
+def codes() -> None:
+    """
+    Registering, loading, looking up.
+    """
+    fasten.codes.register(
+        "shop",
+        {
+            "CART_FILLED": Meta(
+                severity=Severity.WARN,
+                retention_class="long",
+                pii_in_detail=False,
+                on_failure="raise",
+                description="Somebody filled a cart.",
+                detail={"items": "int", "note": "str?"},
+            ),
+            "CART_EMPTIED": Meta(..., retention_class=RetentionClass.SHORT),
+        },
+    )
+    fasten.codes.load("fleet.codes.yaml")
+    fasten.codes.reload()
+    lines: list[str] = fasten.codes.dump()
+    meta: Meta = fasten.codes.meta("CART_FILLED")
+    own = Registry()
+    own.register("shop", {"X_Y": meta})
+    print(lines, meta.severity, meta.detail)
+
+
+def errors(given: Mapping[str, Any]) -> None:
+    """
+    What may be raised, each also a child of a builtin.
+    """
+    try:
+        fasten.emit(**given)
+    except AuditStoreError as error:
+        print(error.id, error.ambiguous)
+    except InvalidQuery as error:
+        print(error.parameter)
+    except (UnknownCode, CodeConflict, InvalidCodes, InvalidAnchor) as error:
+        print(error)
+    except (NotInitialized, NotInScope, QueueFull, MissingExtra, SettingsError):
+        raise
+    except FastenError as error:
+        base: Exception = error
+        raise base from error
+
+
+def faces() -> None:
+    """
+    Reader, shims, structlog and tests.
+    """
+    mounted = router(auth=bearer({"secret": Principal("ops", tenant=ALL_TENANTS)}))
+    same = fasten.reader.router(auth="none")
+    print(mounted.wsgi, same)
+    carrier = Headers()
+    inject(carrier)
+    with scope(extract(carrier)):
+        print(fasten.current_request_id())
+    print(fasten.shim.inject, fasten.processors.chain(), fasten.processors.SysTee())
+    with capture() as trail, fasten.testing.capture():
+        found: dict[str, Any] = trail.assert_emitted("USER_CREATED", target="u-42")
+        trail.assert_not_emitted("USER_DELETED")
+        rid: str = trail.assert_correlated()
+        print(found, rid, trail.sys, trail.api)
+
+
+class Headers(Carrier):
+    """
+    A transport's headers.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """
+        Return a header.
+        """
+        return self._held.get(key)
+
+    def set(self, key: str, value: str) -> None:
+        """
+        Set a header.
+        """
+        self._held[key] = value

@@ -757,9 +757,12 @@ class Spool:
             self._make_room(journal, FIRST_SEGMENT)
             side = journal.appendable(self._base(), 0)  # or the trouble is not over
             rows = self._reopen(journal, side)
-            first = max(first, self._acked + 1)
-            rows = sorted((row for row in rows if row[0] >= first), key=itemgetter(0))
-            self._rewrite(journal, [(index, ROW, pack(row)) for index, row in rows])
+            if first:
+                known = [row for row in rows if row[0] >= first]
+                known.sort(key=itemgetter(0))
+                self._rewrite(
+                    journal, [(index, ROW, pack(row)) for index, row in known]
+                )
         except OSError as error:
             self._unwritten_from = first
             self._fail(error)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The current request id on outgoing requests of httpx, sync and async.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fasten.context import HEADER, current_request_id
+
+__all__ = ["install"]
+
+
+def install(client: Any) -> Any:
+    """
+    Send X-Request-ID with each request of an httpx *client*; return it.
+
+    A header that the caller set stays.
+    """
+    if hasattr(client, "aclose"):
+
+        async def on_request(request: Any) -> None:
+            _add(request)
+
+        client.event_hooks["request"].append(on_request)
+    else:
+        client.event_hooks["request"].append(_add)
+    return client
+
+
+def _add(request: Any) -> None:
+    rid = current_request_id()
+    if rid is not None and HEADER not in request.headers:
+        request.headers[HEADER] = rid

@@ -303,7 +303,8 @@ class Context:
     Anchors are strings or None (None: nobody said). *parent* is the request id of
     the scope around this one, where it differs. *kind* `http` makes an unnamed actor
     `anonymous`; elsewhere it is `system`. *client_request_id* is an inbound id that
-    was kept but not trusted.
+    was kept but not trusted. *has_callers_span* says that span_id came off the wire:
+    a span that runs in this process is nearer.
     """
 
     __slots__ = (
@@ -311,6 +312,7 @@ class Context:
         "actor_kind",
         "client",
         "client_request_id",
+        "has_callers_span",
         "kind",
         "method",
         "on_behalf_of",
@@ -334,6 +336,7 @@ class Context:
     parent: str | None
     kind: str
     client_request_id: str | None
+    has_callers_span: bool | None
     questions: dict[str, _Question]
 
     def __init__(self, request_id: str, *, kind: str = "other") -> None:
@@ -342,7 +345,7 @@ class Context:
         self.actor = self.actor_kind = self.tenant_id = None
         self.method = self.client = self.on_behalf_of = None
         self.trace_id = self.span_id = None
-        self.parent = self.client_request_id = None
+        self.parent = self.client_request_id = self.has_callers_span = None
         self.questions = _NO_QUESTIONS
 
     def __repr__(self) -> str:
@@ -609,6 +612,8 @@ def _write(cell: Context, fields: Mapping[str, str]) -> None:
     if "actor" in fields:
         # The kind belonged to whoever was named before.
         cell.actor_kind = None
+    if "span_id" in fields:
+        cell.has_callers_span = None
     for name, value in fields.items():
         _settle(cell, name, value)
     method = fields.get("method")
@@ -652,6 +657,7 @@ def scope(
     if trace_id is not None:
         cell.trace_id = _hex(_TRACE_ID, trace_id)
         cell.span_id = _hex(_SPAN_ID, span_id)
+        cell.has_callers_span = True
     if ask_actor or ask_tenant or ask_client:
         asks = {"actor": ask_actor, "tenant_id": ask_tenant, "client": ask_client}
         _put_questions(cell, request, asks)
@@ -752,7 +758,7 @@ def snapshot() -> Snapshot:
         else:
             actor, kind = "system", kind or "system"
     trace, span = cell.trace_id, cell.span_id
-    if _sources and (trace is None or span is None):
+    if _sources and (trace is None or span is None or cell.has_callers_span):
         trace, span = _from_sources(cell)
     return (
         cell.request_id,
@@ -778,7 +784,7 @@ def correlation() -> tuple[str, str | None, str | None, str | None]:
         trace, span = _from_sources(None) if _sources else (None, None)
         return sentinel(), None, trace, span
     trace, span = cell.trace_id, cell.span_id
-    if _sources and (trace is None or span is None):
+    if _sources and (trace is None or span is None or cell.has_callers_span):
         trace, span = _from_sources(cell)
     return cell.request_id, cell.tenant_id, trace, span
 
@@ -809,6 +815,7 @@ def remove_source(fn: Source) -> None:
 
 def _from_sources(cell: Context | None) -> tuple[str | None, str | None]:
     known = (None, None) if cell is None else (cell.trace_id, cell.span_id)
+    is_fixed = known[1] is not None and cell is not None and not cell.has_callers_span
     asking = _ASKING.get()
     if _sources in asking:
         return known
@@ -818,7 +825,7 @@ def _from_sources(cell: Context | None) -> tuple[str | None, str | None]:
             trace, span = _ids_of(source)
             # A span of some other trace would be a false lead.
             if trace is not None and known[0] in (None, trace):
-                return trace, known[1] or span
+                return trace, known[1] if is_fixed else span or known[1]
     finally:
         _ASKING.reset(token)
     return known

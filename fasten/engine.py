@@ -461,7 +461,7 @@ class Engine:
         self, rid: str, found: Snapshot, at_us: int, fields: Mapping[str, Any]
     ) -> Row:
         settings, text, get = self.settings, self._optional_text, fields.get
-        return {
+        row = {
             "shape": "api",
             "method": text(get("method")) or "",
             "path": text(get("path")) or "",
@@ -477,8 +477,10 @@ class Engine:
             "bytes": get("bytes"),
             "complete": bool(get("complete", True)),
             "timestamp": format_timestamp(at_us),
-            **get("extra", {}),
         }
+        if found[7] is not None:
+            row["trace_id"], row["span_id"] = found[7:]
+        return {**row, **get("extra", {})}
 
     def _optional_text(self, value: object) -> str | None:
         return None if value is None else self._redactor.anchor(str(value))

@@ -143,8 +143,10 @@ class Exchange:
 
     The outermost makes it and watches the answer go by. Each says what it is there
     for, *is_stamped* (the answer carries the id) or *is_logged* (there is an api row),
-    so their order does not matter. *inner* is the path below the application's mount;
-    *route*, the template that answered, is looked for at the end unless it is set.
+    so their order does not matter. *root* is where the application is mounted, *route*
+    the template that answered, once that is known.
+
+    It lies in the request that it describes, so it refers to nothing of it.
     """
 
     __slots__ = (
@@ -152,22 +154,22 @@ class Exchange:
         "_started",
         "bytes",
         "cell",
-        "inner",
         "is_complete",
         "is_logged",
         "is_stamped",
         "is_told",
         "method",
         "path",
+        "root",
         "route",
         "status",
     )
 
     def __init__(
-        self, cell: Context, asks: Asks, method: str, path: str, inner: str
+        self, cell: Context, asks: Asks, method: str, path: str, root: str
     ) -> None:
         self.cell, self._asks = cell, asks
-        self.method, self.path, self.inner = method, path, inner
+        self.method, self.path, self.root = method, path, root
         self.route: str | None = None
         self.status: int | None = None
         self.bytes: int | None = 0
@@ -188,7 +190,8 @@ class Exchange:
         """
         Ask for an api row, unless the path is to be skipped.
         """
-        if not is_skipped(self.path) and not is_skipped(self.inner):
+        inner = self.path.removeprefix(self.root)
+        if not is_skipped(self.path) and not is_skipped(inner):
             self.is_logged = True
 
     def count(self, size: int | None) -> None:
@@ -238,19 +241,13 @@ class Exchange:
         record_api(
             method=self.method,
             path=self.path,
-            route=self.route or self.find_route(),
+            route=self.route,
             status=self.status,
             duration_ms=round((perf_counter() - self._started) * 1000, 3),
             bytes=0 if self.method == "HEAD" else self.bytes,
             complete=self.is_complete,
             **extra,
         )
-
-    def find_route(self) -> str | None:
-        """
-        Return the template of the route that answered, or None.
-        """
-        return None
 
 
 _NOBODY: Final = Asks()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fasten_shims._http import KEY, Asker, Asks
-from fasten_shims.wsgi import APILogger, RequestIDMiddleware
+from fasten_shims.wsgi import APILogger, RequestIDMiddleware, rule
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -60,6 +60,6 @@ def _settle(error: BaseException | None) -> None:  # noqa: ARG001  (Flask's sign
 
     exchange = request.environ.get(KEY)
     if exchange is not None and exchange.is_logged:
-        exchange.route = exchange.route or exchange.find_route()
+        exchange.route = exchange.route or rule(request.environ, exchange)
         cell = exchange.cell
         _ = cell.actor, cell.tenant_id, cell.client

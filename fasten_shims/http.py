@@ -72,9 +72,12 @@ class _Middleware:
             await self.app(scope, receive, send)
             return
         with _open(scope, self._asks) as cell:
-            exchange = scope[KEY] = _Exchange(cell, self._asks, scope, receive, send)
+            # A websocket has no method of its own: it began as a GET.
+            method, root = scope.get("method", "GET"), scope.get("root_path", "")
+            exchange = Exchange(cell, self._asks, method, scope["path"], root)
+            scope[KEY] = exchange
             self._join(exchange)
-            await exchange.run(self.app)
+            await _Wire(exchange, scope, receive, send).run(self.app)
 
     def _join(self, exchange: Exchange) -> None:
         raise NotImplementedError
@@ -184,36 +187,34 @@ def _open(scope: Scope, asks: Asks) -> AbstractContextManager[Context]:
     )
 
 
-class _Exchange(Exchange):
+class _Wire:
     """
-    A request of an ASGI server; its `receive` and `send` stand before the server's.
+    The messages of one request, on their way between server and application.
     """
 
-    __slots__ = ("_is_gone", "_receive", "_root", "_scope", "_send")
+    __slots__ = ("_exchange", "_is_gone", "_receive", "_scope", "_send")
 
     def __init__(
-        self, cell: Context, asks: Asks, scope: Scope, receive: Receive, send: Send
+        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        # A websocket has no method of its own: it began as a GET.
-        path, self._root = scope["path"], scope.get("root_path", "")
-        inner = path.removeprefix(self._root) if self._root else path
-        super().__init__(cell, asks, scope.get("method", "GET"), path, inner)
-        self._scope, self._receive, self._send = scope, receive, send
+        self._exchange, self._scope = exchange, scope
+        self._receive, self._send = receive, send
         self._is_gone = False
 
     async def run(self, app: App) -> None:
         """
         Run *app*, and record the row if the answer's end has not.
         """
+        exchange = self._exchange
         try:
             await app(self._scope, self.receive, self.send)
         except BaseException as error:
-            self.fail(error)
+            self._blame(error)
             raise
-        if self.status is None:
+        if exchange.status is None:
             # The server answers in the application's place.
-            self.status = ABORTED if self._is_gone else 500
-        self.tell()
+            exchange.status = ABORTED if self._is_gone else 500
+        exchange.tell()
 
     async def receive(self) -> Message:
         """
@@ -226,7 +227,7 @@ class _Exchange(Exchange):
         elif kind == "websocket.disconnect":
             # 1006: the connection broke; any other code is a way to say goodbye.
             self._is_gone = message.get("code") == 1006
-            self.is_complete = not self._is_gone
+            self._exchange.is_complete = not self._is_gone
         return message
 
     async def send(self, message: Message) -> None:
@@ -235,9 +236,7 @@ class _Exchange(Exchange):
         """
         kind = message["type"]
         if kind in _HEADINGS:
-            self.status = message.get("status", 101)
-            if self.is_stamped:
-                message = self._stamped(message)
+            message = self._begin(message)
         try:
             await self._send(message)
         except OSError:
@@ -249,13 +248,18 @@ class _Exchange(Exchange):
         elif kind not in _HEADINGS:
             self._note(kind, message)
 
-    def _stamped(self, message: Message) -> Message:
+    def _begin(self, message: Message) -> Message:
+        exchange = self._exchange
+        exchange.status = message.get("status", 101)
+        self._find_route()
+        if not exchange.is_stamped:
+            return message
         kept = [
             pair
             for pair in message.get("headers") or ()
             if len(pair[0]) != len(_NAME) or bytes(pair[0]).lower() != _NAME
         ]
-        kept.append((_NAME, self.cell.request_id.encode()))
+        kept.append((_NAME, exchange.cell.request_id.encode()))
         return {**message, "headers": kept}
 
     def _take(self, size: int | None, message: Message) -> None:
@@ -265,60 +269,63 @@ class _Exchange(Exchange):
         What the application does afterwards, its background tasks, takes no part in
         the row.
         """
-        self.count(size)
+        exchange = self._exchange
+        exchange.count(size)
         if not message.get("more_body", False):
-            self.is_complete = not self._is_gone
-            self.tell()
+            exchange.is_complete = not self._is_gone
+            exchange.tell()
 
     def _note(self, kind: str, message: Message) -> None:
+        exchange = self._exchange
         if kind == "websocket.send":
             text = message.get("text")
             data = message.get("bytes") if text is None else text.encode()
-            self.count(len(data or b""))
+            exchange.count(len(data or b""))
         elif kind == "websocket.close":
-            self.status = self.status or 403
-            self.is_complete = True
+            self._find_route()
+            exchange.status = exchange.status or 403
+            exchange.is_complete = True
         elif kind == "websocket.http.response.body":
-            self.count(len(message.get("body", b"")))
-            self.is_complete = not message.get("more_body", False)
+            exchange.count(len(message.get("body", b"")))
+            exchange.is_complete = not message.get("more_body", False)
         elif kind == "http.response.zerocopysend":
             self._take(message.get("count"), message)
         elif kind == "http.response.pathsend":
             self._take(None, message)
 
-    def fail(self, error: BaseException) -> None:
-        """
-        Record that the application raised, unless it had answered before.
-        """
-        if self.is_told:
-            return
+    def _blame(self, error: BaseException) -> None:
+        exchange = self._exchange
+        if exchange.is_told:
+            return  # it had answered before
+        self._find_route()
         if self._is_gone and _is_parting(error):
-            self.abort()
+            exchange.abort()
         else:
-            super().fail(error)
+            exchange.fail(error)
 
-    def find_route(self) -> str | None:
+    def _find_route(self) -> None:
         """
-        Return the route's template, as Starlette, FastAPI or Litestar left it behind.
+        Note the route's template, as Starlette, FastAPI or Litestar left it behind.
         """
-        scope = self._scope
-        template = scope.get("path_template") or _template(scope)
-        if not isinstance(template, str):
-            return None
-        return self._mounted() + template
+        exchange, scope = self._exchange, self._scope
+        if exchange.is_logged and exchange.route is None:
+            template = scope.get("path_template") or _template(scope)
+            if isinstance(template, str):
+                exchange.route = _mounted(scope, exchange) + template
 
-    def _mounted(self) -> str:
-        """
-        Return the prefix of the mounts on the way, with the names of their parameters.
-        """
-        root = self._scope.get("root_path", "")
-        if root == self._root or not self.path.startswith(root):
-            return ""
-        # The mounts' own come first in it, so of equal values the first one counts.
-        params = reversed(self._scope.get("path_params", {}).items())
-        names = {str(value): f"{{{name}}}" for name, value in params}
-        parts = root.removeprefix(self._root).split("/")
-        return "/".join(names.get(part, part) for part in parts)
+
+def _mounted(scope: Scope, exchange: Exchange) -> str:
+    """
+    Return the prefix of the mounts on the way, with the names of their parameters.
+    """
+    root = scope.get("root_path", "")
+    if root == exchange.root or not exchange.path.startswith(root):
+        return ""
+    # The mounts' own come first in it, so of equal values the first one counts.
+    params = reversed(scope.get("path_params", {}).items())
+    names = {str(value): f"{{{name}}}" for name, value in params}
+    parts = root.removeprefix(exchange.root).split("/")
+    return "/".join(names.get(part, part) for part in parts)
 
 
 _HEADINGS: Final = frozenset(

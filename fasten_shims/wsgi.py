@@ -64,9 +64,12 @@ class _Middleware:
     ) -> Iterable[bytes]:
         # Never left: it ends with the copied variables, when the body is closed.
         cell = _open(environ, self._asks).__enter__()
-        exchange = environ[KEY] = _Exchange(cell, self._asks, environ, start_response)
+        root = _text(environ.get("SCRIPT_NAME", ""))
+        path = root + _text(environ.get("PATH_INFO", ""))
+        exchange = Exchange(cell, self._asks, environ["REQUEST_METHOD"], path, root)
+        environ[KEY] = exchange
         self._join(exchange)
-        return exchange.run(self.app, variables)
+        return _Wire(exchange, environ, start_response).run(self.app, variables)
 
     def _join(self, exchange: Exchange) -> None:
         raise NotImplementedError
@@ -136,25 +139,29 @@ def _content_length(headers: Headers) -> int | None:
     return None
 
 
-class _Exchange(Exchange):
+def rule(environ: Environ, exchange: Exchange) -> str | None:
     """
-    A request of a WSGI server; its `start_response` stands before the server's.
+    Return the rule that Flask, or another user of Werkzeug, matched.
+    """
+    found = getattr(environ.get("werkzeug.request"), "url_rule", None)
+    template = getattr(found, "rule", None)
+    if not isinstance(template, str):
+        return None
+    return _text(environ["SCRIPT_NAME"]).removeprefix(exchange.root) + template
+
+
+class _Wire:
+    """
+    The answer of one request, on its way from the application to the server.
     """
 
-    __slots__ = ("_environ", "_length", "_root", "_start_response")
+    __slots__ = ("_environ", "_exchange", "_length", "_start_response")
 
     def __init__(
-        self,
-        cell: Context,
-        asks: Asks,
-        environ: Environ,
-        start_response: StartResponse,
+        self, exchange: Exchange, environ: Environ, start_response: StartResponse
     ) -> None:
-        root, inner = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
-        method, path = environ["REQUEST_METHOD"], _text(root + inner)
-        super().__init__(cell, asks, method, path, _text(inner))
-        self._environ, self._start_response = environ, start_response
-        self._root = root
+        self._exchange, self._environ = exchange, environ
+        self._start_response = start_response
         self._length: int | None = None
 
     def run(self, app: App, variables: Variables) -> Iterable[bytes]:
@@ -164,7 +171,7 @@ class _Exchange(Exchange):
         try:
             answer = app(self._environ, self.start_response)
         except BaseException as error:
-            self.fail(error)
+            self._exchange.fail(error)
             raise
         wrapper = self._environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(answer, wrapper):
@@ -173,7 +180,8 @@ class _Exchange(Exchange):
                 return answer
         # Some servers take the length of a single piece for Content-Length.
         is_sized = hasattr(type(answer), "__len__")
-        return (_SizedBody if is_sized else _Body)(self, variables, answer)
+        kind = _SizedBody if is_sized else _Body
+        return kind(self, self._exchange, variables, answer)
 
     def start_response(
         self, status: str, headers: Headers, exc_info: Any = None
@@ -181,35 +189,37 @@ class _Exchange(Exchange):
         """
         Hand the answer's status and headers to the server, with the id among them.
         """
-        self.status = int(status[:3])
-        if self.is_stamped:
+        exchange = self._exchange
+        exchange.status = int(status[:3])
+        if exchange.is_stamped:
             headers = [pair for pair in headers if pair[0].lower() != _NAME]
-            headers.append((HEADER, self.cell.request_id))
+            headers.append((HEADER, exchange.cell.request_id))
         self._length = _content_length(headers)
-        if self.is_logged:
+        if exchange.is_logged and exchange.route is None:
             # Flask takes its request out of the environ when it has answered.
-            self.route = self.route or self.find_route()
+            exchange.route = rule(self._environ, exchange)
         more = () if exc_info is None else (exc_info,)
         return partial(self._write, self._start_response(status, headers, *more))
 
     def _write(self, write: Callable[[bytes], object], piece: bytes) -> None:
         write(piece)
-        self.count(len(piece))
+        self._exchange.count(len(piece))
 
     def is_full(self, piece: bytes) -> bool:
         """
         Count a piece of the body; tell whether Content-Length is reached with it.
         """
-        self.count(len(piece))
-        return self.bytes == self._length
+        self._exchange.count(len(piece))
+        return self._exchange.bytes == self._length
 
     def end(self) -> None:
         """
         Note that the body has been taken to its end.
         """
-        self.is_complete = self.status is not None
-        self.status = self.status or 500  # an application that answered nothing
-        self.tell()
+        exchange = self._exchange
+        exchange.is_complete = exchange.status is not None
+        exchange.status = exchange.status or 500  # an application that said nothing
+        exchange.tell()
 
     def _watch(self, file: Any) -> None:
         """
@@ -220,22 +230,12 @@ class _Exchange(Exchange):
         close = getattr(file, "close", None)
 
         def closed() -> None:
-            self.bytes = self._length
+            self._exchange.bytes = self._length
             self.end()
             if close is not None:
                 close()
 
         file.close = closed
-
-    def find_route(self) -> str | None:
-        """
-        Return the rule that Flask, or another user of Werkzeug, matched.
-        """
-        rule = getattr(self._environ.get("werkzeug.request"), "url_rule", None)
-        template = getattr(rule, "rule", None)
-        if not isinstance(template, str):
-            return None
-        return _text(self._environ["SCRIPT_NAME"].removeprefix(self._root)) + template
 
 
 class _Body:
@@ -246,9 +246,13 @@ class _Body:
     """
 
     def __init__(
-        self, exchange: _Exchange, variables: Variables, answer: Iterable[bytes]
+        self,
+        wire: _Wire,
+        exchange: Exchange,
+        variables: Variables,
+        answer: Iterable[bytes],
     ) -> None:
-        self._exchange, self._answer = exchange, answer
+        self._wire, self._exchange, self._answer = wire, exchange, answer
         self._run = variables.run
         self._pieces = iter(answer)
 
@@ -261,14 +265,14 @@ class _Body:
             piece = self._run(next, self._pieces)
         except StopIteration:
             if not exchange.is_told:
-                self._run(exchange.end)
+                self._run(self._wire.end)
             raise
         except BaseException as error:
             self._run(exchange.fail, error)
             raise
-        if exchange.is_full(piece):
+        if self._wire.is_full(piece):
             # Not every server asks whether there is another piece.
-            self._run(exchange.end)
+            self._run(self._wire.end)
         return piece
 
     def close(self) -> None:

@@ -852,6 +852,25 @@ class TestSources:
 
         assert (("ab" * 16, None), (TRACE, SPAN)) == (foreign, own)
 
+    def test_a_running_span_is_nearer_than_the_callers(self, source: Any) -> None:
+        """
+        Of one trace the span at work here is named, and the caller's for want of it.
+        """
+        running: dict[str, str] = {}
+        source(lambda: running)
+        with scope("r", trace_id=TRACE, span_id=SPAN):
+            before = snapshot()[7:]
+            running |= {"trace_id": TRACE, "span_id": "ab" * 8}
+            inside = snapshot()[7:], context.correlation()[2:]
+            with bind(span_id="cd" * 8):
+                told = snapshot()[7:]
+            running["trace_id"] = "ef" * 16
+            foreign = snapshot()[7:]
+
+        assert (TRACE, SPAN) == before == foreign
+        assert ((TRACE, "ab" * 8),) * 2 == inside
+        assert (TRACE, "cd" * 8) == told
+
     def test_the_newest_answer_wins(self, source: Any) -> None:
         """
         Sources are asked from the last one added on, until one answers.

@@ -8,6 +8,7 @@ gunicorn serves in `test_http_servers`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import re
 import threading
@@ -508,6 +509,27 @@ class TestManners:
             left.append(fasten.current())
 
         assert [None] * 5 == left
+
+    def test_a_request_leaves_no_garbage(self, fasten_trail):
+        """
+        What the request held is freed when it ends, not when the collector comes.
+        """
+        app = RequestIDMiddleware(APILogger(plain))
+        Played(app).body()
+        gc.collect()
+        gc.disable()
+        try:
+            for n in range(50):
+                environ = {"PATH_INFO": f"/{n}", "REQUEST_METHOD": "GET"}
+                body = app(environ, lambda *_: None)
+                list(body)
+                body.close()
+            del environ, body
+            found = gc.collect()
+        finally:
+            gc.enable()
+
+        assert 0 == found
 
     def test_bodies_may_take_turns(self):
         """

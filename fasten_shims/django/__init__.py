@@ -84,26 +84,26 @@ class _Middleware:
         if exchange is not None:
             return _routed(exchange, request, self.get_response(request))
         with _open(request, self._asks) as cell:
-            exchange = self._outermost(cell, request)
+            watch = self._outermost(cell, request)
             try:
                 response = self.get_response(request)
             except BaseException as error:
-                exchange.fail(error)
+                watch.fail(error)
                 raise
-        return exchange.answer(response)
+        return watch.answer(response)
 
     async def _answer_async(self, request: HttpRequest) -> Any:
         exchange = self._inside(request)
         if exchange is not None:
             return _routed(exchange, request, await self.get_response(request))
         with _open(request, self._asks) as cell:
-            exchange = self._outermost(cell, request)
+            watch = self._outermost(cell, request)
             try:
                 response = await self.get_response(request)
             except BaseException as error:
-                exchange.fail(error)
+                watch.fail(error)
                 raise
-        return exchange.answer(response)
+        return watch.answer(response)
 
     def _inside(self, request: HttpRequest) -> Exchange | None:
         """
@@ -118,12 +118,14 @@ class _Middleware:
             self._join(exchange)
         return exchange
 
-    def _outermost(self, cell: Context, request: HttpRequest) -> _Exchange:
-        exchange = _Exchange(cell, self._asks, request)
+    def _outermost(self, cell: Context, request: HttpRequest) -> _Watch:
+        root = request.path.removesuffix(request.path_info)
+        method = request.method or ""
+        exchange = Exchange(cell, self._asks, method, request.path, root)
         server = getattr(request, "scope", None) or request.META
         server[KEY] = exchange
         self._join(exchange)
-        return exchange
+        return _Watch(exchange, request)
 
     def _join(self, exchange: Exchange) -> None:
         raise NotImplementedError
@@ -224,92 +226,90 @@ def _template(request: HttpRequest) -> str | None:
     return template if template.startswith("^") else f"/{template}"
 
 
-class _Exchange(Exchange):
+class _Watch:
     """
-    A request that Django answers; it ends when Django closes the request.
+    What Django makes of one request, until it closes the request.
     """
 
-    __slots__ = ("_request", "_response")
+    __slots__ = ("_exchange", "_request", "_response")
 
-    def __init__(self, cell: Context, asks: Asks, request: HttpRequest) -> None:
-        method = request.method or ""
-        super().__init__(cell, asks, method, request.path, request.path_info)
-        self._request = request
+    def __init__(self, exchange: Exchange, request: HttpRequest) -> None:
+        self._exchange, self._request = exchange, request
         self._response: Any = None
+
+    def fail(self, error: BaseException) -> None:
+        """
+        Note an exception that not even Django caught.
+        """
+        self._exchange.route = _template(self._request)
+        self._exchange.fail(error)
 
     def answer(self, response: Any) -> Any:
         """
         Put the id on *response*, and watch it until it has been sent.
         """
+        exchange = self._exchange
         self._response = response
-        if self.is_stamped:
-            response[HEADER] = self.cell.request_id
+        exchange.route = _template(self._request)
+        if exchange.is_stamped:
+            response[HEADER] = exchange.cell.request_id
         if not response.streaming or getattr(response, "file_to_stream", None):
-            self.is_complete = True
+            exchange.is_complete = True
         elif response.is_async:
             response.streaming_content = self._pieces_async(response.streaming_content)
         else:
             response.streaming_content = self._pieces(response.streaming_content)
-        if self.is_logged:
-            self._watch()
+        if exchange.is_logged:
+            # Django closes the request with the response that it sent in the end,
+            # which need not be the one that this middleware saw.
+            self._request.close = self._close
         return response
 
-    def _watch(self) -> None:
-        close = self._request.close
-
-        def closed() -> None:
-            self._measure()
-            self.tell()
-            close()
-
-        # Django closes the request with the response that it sent in the end, which
-        # need not be the one that this middleware saw.
-        self._request.close = closed
+    def _close(self) -> None:
+        self._measure()
+        self._exchange.tell()
+        del self._request.close  # so that request and watch do not hold each other
+        self._request.close()
 
     def _measure(self) -> None:
-        response = self._response
-        self.status = self.status or response.status_code
+        exchange, response = self._exchange, self._response
+        exchange.status = exchange.status or response.status_code
         if not response.streaming:
-            self.bytes = len(response.content)
+            exchange.bytes = len(response.content)
         elif getattr(response, "file_to_stream", None):
             length = response.headers.get("Content-Length", "")
-            self.bytes = int(length) if length.isdigit() else None
+            exchange.bytes = int(length) if length.isdigit() else None
 
     def _pieces(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """
         Make each piece in the request's scope: the middlewares have returned by then.
         """
-        source = iter(pieces)
+        exchange, source = self._exchange, iter(pieces)
         try:
             while True:
-                with resume(self.cell):
+                with resume(exchange.cell):
                     piece: Any = next(source, _END)
                 if piece is _END:
                     break
-                self.count(len(piece))
+                exchange.count(len(piece))
                 yield piece
         except Exception as error:
-            self.fail(error)
+            exchange.fail(error)
             raise
-        self.is_complete = True
+        exchange.is_complete = True
 
     async def _pieces_async(self, pieces: Any) -> AsyncIterator[bytes]:
+        exchange = self._exchange
         try:
             async with aclosing(aiter(pieces)) as source:
                 while True:
-                    with resume(self.cell):
+                    with resume(exchange.cell):
                         piece: Any = await anext(source, _END)
                     if piece is _END:
                         break
-                    self.count(len(piece))
+                    exchange.count(len(piece))
                     yield piece
         except Exception as error:
-            self.fail(error)
+            exchange.fail(error)
             raise
-        self.is_complete = True
-
-    def find_route(self) -> str | None:
-        """
-        Return the pattern that the URL resolver matched.
-        """
-        return _template(self._request)
+        exchange.is_complete = True

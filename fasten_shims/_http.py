@@ -75,7 +75,7 @@ class Asks(NamedTuple):
                     f"{name}={asker!r} cannot be called; give a function of the "
                     f"request, as in {name}=lambda request: ..."
                 )
-            if inspect.iscoroutinefunction(asker):
+            if any(map(inspect.iscoroutinefunction, (asker, type(asker).__call__))):
                 raise TypeError(
                     f"{name}={asker!r} is a coroutine function, but rows ask for it "
                     "in the middle of sync code; call fasten.identify() from an async "

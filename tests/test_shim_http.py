@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import re
 import threading
@@ -425,8 +426,13 @@ class TestCaller:
         async def actor(scope: Any) -> str:
             return "ann"
 
-        with pytest.raises(TypeError, match=r"identify\(\)"):
-            middleware(plain, **{name: actor})
+        class Actor:
+            async def __call__(self, scope: Any) -> str:
+                return "ann"
+
+        for asker in (actor, Actor(), functools.partial(actor)):
+            with pytest.raises(TypeError, match=r"identify\(\)"):
+                middleware(plain, **{name: asker})
         with pytest.raises(TypeError, match=f"{name}='ann'"):
             middleware(plain, **{name: "ann"})
 
@@ -1023,6 +1029,33 @@ class TestManners:
             return left
 
         assert [None] * 3 == asyncio.run(story())
+
+    def test_a_users_middleware_may_stand_between(self, fasten_trail):
+        """
+        Also one of `BaseHTTPMiddleware`, which runs the application in a task.
+        """
+        app = FastAPI()
+        app.add_middleware(RequestIDMiddleware)
+
+        @app.middleware("http")
+        async def between(request: Request, call_next: Any) -> Any:
+            fasten.emit(code="USER_UPDATED", target="outside")
+            return await call_next(request)
+
+        app.add_middleware(APILogger)
+
+        @app.get("/")
+        async def root(tasks: BackgroundTasks) -> StreamingResponse:
+            fasten.identify(actor="ann")
+            return StreamingResponse(iter([fasten.current_request_id() or ""]))
+
+        answer = get(app, "/")
+
+        assert answer.text == answer.headers["x-request-id"]
+        assert [(answer.text, "ann", 32)] == pick(
+            fasten_trail.api, "request_id", "actor", "bytes"
+        )
+        assert [answer.text] == pick(fasten_trail.audit, "request_id")
 
     def test_threads_of_a_pool_are_clean(self, fasten_trail):
         """

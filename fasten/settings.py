@@ -1021,10 +1021,13 @@ def _unknown(overrides: Mapping[str, object]) -> list[str]:
     ]
 
 
+_CARRIED: Final = "FASTEN_REQUEST_ID"  # how the subprocess shim passes an id on
+
+
 def _strangers(environ: Mapping[str, str]) -> list[str]:
     warnings = []
     for name in sorted(environ):
-        is_ours = name.startswith("FASTEN_TEST_") or name in VARIABLES
+        is_ours = name.startswith("FASTEN_TEST_") or name in (*VARIABLES, _CARRIED)
         if name.startswith("FASTEN_") and not is_ours:
             near = _nearest(name)
             meant = _meant(f"FASTEN_{near.upper()}" if near else "")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Tool calls of agents: one row each, whatever their end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+import fasten
+from fasten.shim.agent import Refused, tool
+
+
+def test_a_call_is_one_row(fasten_trail):
+    """
+    A decorated tool leaves one TOOL_CALLED row with duration and digest.
+    """
+
+    @tool
+    def search(query, limit=3):
+        return [query] * limit
+
+    assert ["a", "a", "a"] == search("a")
+    row = fasten_trail.assert_emitted("TOOL_CALLED", times=1, target="search")
+    assert ("agent", "agent_tool", "success") == (
+        row["actor_kind"],
+        row["method"],
+        row["outcome"],
+    )
+    wanted = {"duration_ms", "cost_usd", "tokens", "model", "args_sha256"}
+    assert wanted == set(row["detail"])
+    assert 64 == len(row["detail"]["args_sha256"])
+    assert "search" == search.__name__
+
+
+def test_equal_arguments_have_equal_digests(fasten_trail):
+    """
+    The digest tells the same call from another one; the arguments are not there.
+    """
+
+    @tool("lookup")
+    def lookup(**_given):
+        return None
+
+    lookup(name="ann", age=3)
+    lookup(age=3, name="ann")
+    lookup(name="bob", age=3)
+    first, second, third = (r["detail"]["args_sha256"] for r in fasten_trail.audit)
+
+    assert first == second != third
+    assert "ann" not in repr(fasten_trail.audit)
+
+
+def test_arguments_by_option(fasten_trail):
+    """
+    Arguments are recorded when asked for, redacted like any detail.
+    """
+
+    @tool("pay", with_arguments=True)
+    def pay(amount, api_key):
+        return amount
+
+    pay(5, api_key="xyz")
+    row = fasten_trail.assert_emitted("TOOL_CALLED")
+
+    assert {"args": [5], "kwargs": {"api_key": "***"}} == row["detail"]["arguments"]
+
+
+def test_costs_add_up_exactly(fasten_trail):
+    """
+    What a call records is summed, money without rounding.
+    """
+    with tool("summarise") as call:
+        call.record(cost_usd=0.1, tokens=100, model="m-1")
+        call.record(cost_usd=0.2, tokens=50)
+    with tool("exact") as call:
+        call.record(cost_usd=Decimal("0.10000000000000000001"))
+
+    first, second = (row["detail"] for row in fasten_trail.audit)
+    assert (0.3, 150, "m-1") == (first["cost_usd"], first["tokens"], first["model"])
+    assert "0.10000000000000000001" == second["cost_usd"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [
+        (Refused("not allowed"), "denied", "not allowed"),
+        (PermissionError(), "denied", "refused"),
+        (ValueError("secret words"), "failure", "ValueError"),
+        (asyncio.CancelledError(), "unknown", "cancelled"),
+    ],
+)
+def test_other_ends(fasten_trail, error, outcome, reason):
+    """
+    A refusal, an error and a cancellation are recorded and leave as they came.
+    """
+
+    @tool
+    async def act():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        asyncio.run(act())
+
+    row = fasten_trail.assert_emitted("TOOL_CALLED", times=1)
+    assert (outcome, reason) == (row["outcome"], row["reason"])
+    if not isinstance(error, asyncio.CancelledError):
+        assert error is raised.value
+
+
+def test_hand_over_from_agent_to_agent(fasten_trail):
+    """
+    Agent A calls agent B calls a tool: one request id, each in its own name.
+    """
+
+    @tool("lookup")
+    def lookup():
+        return 1
+
+    @tool("researcher", actor="agent-b")
+    def researcher():
+        return lookup()
+
+    @tool("planner", actor="agent-a")
+    def planner():
+        return researcher()
+
+    with fasten.bind("req-7", actor="u-42", method="http"):
+        planner()
+        assert "u-42" == fasten.current().actor
+
+    assert "req-7" == fasten_trail.assert_correlated()
+    who = [(row["target"], row["actor"], row["on_behalf_of"]) for row in fasten_trail.audit]
+    assert [
+        ("lookup", "agent-b", "u-42"),
+        ("researcher", "agent-b", "u-42"),
+        ("planner", "agent-a", "u-42"),
+    ] == who

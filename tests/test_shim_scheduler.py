@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Scheduled jobs: an id per run, with the real APScheduler and plain functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import datetime
+
+import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+
+import fasten
+from fasten.shim.scheduler import instrument
+
+
+def test_each_run_has_an_id_of_its_own(fasten_trail):
+    """
+    Rows of one run share `scheduler-<run_id>`; the next run has another one.
+    """
+
+    @instrument
+    def nightly_cleanup():
+        fasten.emit("RETENTION_SWEEP_RAN", "audit_log")
+        fasten.log.info("cleanup_done")
+
+    nightly_cleanup()
+    rid = fasten_trail.assert_correlated()
+    row = fasten_trail.assert_emitted("RETENTION_SWEEP_RAN")
+    nightly_cleanup()
+
+    assert rid.startswith("scheduler-")
+    assert ("scheduler", "scheduler") == (row["actor_kind"], row["method"])
+    assert 2 == len({row["request_id"] for row in fasten_trail.audit})
+    assert "nightly_cleanup" == nightly_cleanup.__name__
+
+
+def test_async_jobs(fasten_trail):
+    """
+    A coroutine function stays one, and its awaits keep the id.
+    """
+
+    @instrument
+    async def job():
+        await asyncio.sleep(0)
+        fasten.emit("JOB_COMPLETED", "job")
+
+    asyncio.run(job())
+
+    assert fasten_trail.assert_correlated().startswith("scheduler-")
+
+
+def test_recorded_runs(fasten_trail):
+    """
+    With a code, start, success and failure are rows, with the duration.
+    """
+
+    @instrument(code="JOB_COMPLETED", target="nightly")
+    def fine():
+        return 7
+
+    @instrument(code="JOB_COMPLETED")
+    def broken():
+        raise error
+
+    error = ValueError("no")
+
+    assert 7 == fine()
+    with pytest.raises(ValueError, match="no") as raised:
+        broken()
+
+    assert error is raised.value
+    outcomes = [(row["outcome"], row["detail"]["phase"]) for row in fasten_trail.audit]
+    assert [
+        ("unknown", "started"),
+        ("success", "finished"),
+        ("unknown", "started"),
+        ("failure", "finished"),
+    ] == outcomes
+    assert "nightly" == fasten_trail.audit[0]["target"]
+    assert fasten_trail.audit[1]["detail"]["duration_ms"] >= 0
+
+
+def test_within_a_request_the_parents_id_stays(fasten_trail):
+    """
+    A job started by hand inside a request knows whose request it was.
+    """
+
+    @instrument
+    def job():
+        return fasten.current().parent
+
+    with fasten.bind("req-1"):
+        assert "req-1" == job()
+        assert "req-1" == fasten.current_request_id()
+
+
+def test_apscheduler_runs_it(fasten_trail):
+    """
+    The real APScheduler runs an instrumented job in its own thread.
+    """
+    ran = threading.Event()
+
+    @instrument
+    def job():
+        fasten.emit("JOB_COMPLETED", "job")
+        ran.set()
+
+    scheduler = BackgroundScheduler()
+    scheduler.add_job(job, "date", run_date=datetime.now())  # noqa: DTZ005
+    scheduler.start()
+    try:
+        assert ran.wait(10)
+    finally:
+        scheduler.shutdown()
+
+    assert fasten_trail.assert_correlated().startswith("scheduler-")

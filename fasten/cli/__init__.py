@@ -25,9 +25,10 @@ COMMANDS: Final = {
     "completion": "completion",
     "doctor": "doctor",
     "dump": "codes",
-    "stats": "read",
+    "stats": "stats",
     "tail": "read",
     "trace": "read",
+    "verify": "verify",
 }
 """
 Each command and the module that holds it, under its own name with `_` for `-`.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The reader's filters as options: one set for every stream, completed by the shell.
+The reader's filters, window and page as options, completed by the shell.
 
-Whether a value makes sense is for `Query.parse` to say.
+One set serves every stream; whether a value makes sense is for `Query.parse` to say.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ __all__ = [
     "filter_options",
     "load_codes",
     "number_or_all",
+    "output_option",
+    "page_options",
     "window_options",
 ]
 
@@ -76,31 +78,33 @@ _KINDS: Final[dict[str, type[StrEnum]]] = {
     "severity": Severity,
 }
 
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_Command = Callable[..., Any]
+"""A command's function, on its way to become one."""
 
 
-def filter_options() -> _Decorator:
+def filter_options(command: _Command) -> _Command:
     """
     Add an option for each filter of any stream.
     """
     names = sorted({name for stream in FILTERS.values() for name in stream})
     shorts = {long: short for short, long in SHORT_FORMS.items()}
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(names):
-            spellings = [f"--{name.replace('_', '-')}"]
-            if name in shorts:
-                spellings.insert(0, f"--{shorts[name]}")
-            command = click.option(
-                *spellings,
-                name,
-                metavar="TEXT",
-                help=_HELP[name],
-                shell_complete=_completer(name),
-            )(command)
-        return command
-
-    return add
+    spellings = {
+        name: [
+            f"--{each}" for each in (shorts.get(name), name.replace("_", "-")) if each
+        ]
+        for name in names
+    }
+    options = (
+        click.option(
+            *spellings[name],
+            name,
+            metavar="TEXT",
+            help=_HELP[name],
+            shell_complete=_completer(name),
+        )
+        for name in names
+    )
+    return _with(command, options)
 
 
 ALL: Final = 0
@@ -124,48 +128,69 @@ def number_or_all(text: str) -> int:
     return int(text)
 
 
-def window_options(*, with_page: bool) -> _Decorator:
+def window_options(command: _Command) -> _Command:
     """
-    Add what bounds a query: a window of time and, where meant, the page in it.
+    Add --since and --until.
     """
-    options = [
-        click.option(
-            "--since",
-            metavar="TIME",
-            help="2026-04-20T12:00:00Z, or back from now: 2h.",
-        ),
-        click.option("--until", metavar="TIME", help="Up to then, exclusive."),
-    ]
-    if with_page:
-        options += [
-            click.option(
-                "-n",
-                "--limit",
-                type=number_or_all,
-                metavar="N|all",
-                default=str(DEFAULT_LIMIT),
-                show_default=True,
-                help="How many rows: the newest.",
-            ),
-            click.option("--offset", metavar="N", help="Skip that many first."),
-            click.option("--cursor", metavar="TEXT", help="Go on where a page ended."),
-            click.option(
-                "--order",
-                type=click.Choice(["asc", "desc"]),
-                help="Page from the oldest or the newest row, and print in that order.",
-            ),
-            click.option(
-                "--count", is_flag=True, help="Print how many rows there are, only."
-            ),
-            click.option("--q", metavar="TEXT", help="Text anywhere in a line.  [sys]"),
-        ]
+    return _with(command, _WINDOW)
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
 
-    return add
+def page_options(command: _Command) -> _Command:
+    """
+    Add what picks a page of the rows that match.
+    """
+    return _with(command, _PAGE)
+
+
+def output_option(*outputs: str) -> Callable[[_Command], _Command]:
+    """
+    Add `-o`, with the first of *outputs* as its default.
+    """
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(outputs),
+        default=outputs[0],
+        show_default=True,
+        help="How to print it.",
+    )
+
+
+def _with(
+    command: _Command, options: Iterable[Callable[[_Command], _Command]]
+) -> _Command:
+    # Options are listed in the order in which decorators stand: from the last one up.
+    for option in reversed(list(options)):
+        command = option(command)
+    return command
+
+
+_WINDOW: Final = (
+    click.option(
+        "--since", metavar="TIME", help="2026-04-20T12:00:00Z, or back from now: 2h."
+    ),
+    click.option("--until", metavar="TIME", help="Up to then, exclusive."),
+)
+_PAGE: Final = (
+    click.option(
+        "-n",
+        "--limit",
+        type=number_or_all,
+        metavar="N|all",
+        default=str(DEFAULT_LIMIT),
+        show_default=True,
+        help="How many rows: the newest.",
+    ),
+    click.option("--offset", metavar="N", help="Skip that many first."),
+    click.option("--cursor", metavar="TEXT", help="Go on where a page ended."),
+    click.option(
+        "--order",
+        type=click.Choice(["asc", "desc"]),
+        help="Page from the oldest or the newest row, and print in that order.",
+    ),
+    click.option("--count", is_flag=True, help="Print how many rows there are, only."),
+    click.option("--q", metavar="TEXT", help="Text anywhere in a line.  [sys]"),
+)
 
 
 # --- completion -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 
-from fasten.cli.command import Failure, NoAnswer, say
+from fasten.cli.command import NoAnswer, say
 from fasten.cli.source import (
     NoStoreYet,
     Reader,
@@ -80,9 +80,7 @@ def follow(
         pause(min(interval_s + failed_for_s, 5.0))
         try:
             rows = follower.look()
-        except (AuditStoreError, Failure) as error:
-            if isinstance(error, Failure) and not isinstance(error, NoAnswer):
-                raise  # refused: asking again would change nothing
+        except (AuditStoreError, NoAnswer) as error:
             if not failed_for_s:
                 say(f"waiting: {error}")
             failed_for_s = failed_for_s * 2 or interval_s

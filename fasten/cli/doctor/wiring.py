@@ -5,6 +5,7 @@ The user's application: is the http shim in its way, and who may read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from fasten import context
@@ -19,36 +20,35 @@ def check_application(found: Application | None) -> list[Finding]:
     """
     Send the application a request, and see whether its id comes back.
     """
-    cure = "add fasten.shim's RequestIDMiddleware and APILogger to the application"
     if found is None:
-        return [
-            warn(
-                "http shim",
-                "http shim not looked at",
-                "give --app module:app, so that a request can be sent through it",
-            )
-        ]
+        cure = "give --app module:app, so that a request can be sent through it"
+        return [warn("http shim", "http shim not looked at", cure)]
     request_id = f"doctor-{context.mint_request_id()}"
     answer = found.get("/.fasten-doctor", {"X-Request-ID": request_id})
     if answer.fault:
         message = f"http shim not provable: a request ended in {answer.fault}"
         return [warn("http shim", message, "see what the application needs to start")]
     given = answer.headers.get("x-request-id", "")
-    ours = [module for module in found.wiring() if module.startswith("fasten")]
     if not context.accept(given):
         message = f"http shim not wired: {found.spec} answers without X-Request-ID"
-        return [fail("http shim", message, cure)]
-    if not ours and not found.api_rows(given):
+        return [fail("http shim", message, _CURE)]
+    has_row = bool(found.api_rows(given))
+    if not has_row and not any(m.startswith("fasten") for m in found.wiring()):
         message = f"X-Request-ID comes back from {found.spec}, but not by fasten's hand"
-        return [warn("http shim", message, cure)]
-    findings = [ok("http shim", "http shim wired")]
+        return [warn("http shim", message, _CURE)]
+    return [ok("http shim", "http shim wired"), *_recorded(found, has_row=has_row)]
+
+
+_CURE: Final = "add fasten.shim's RequestIDMiddleware and APILogger to the application"
+
+
+def _recorded(found: Application, *, has_row: bool) -> Iterator[Finding]:
     if found.running is None:
         cure = "call fasten.init() where the application starts"
-        findings.append(warn("http shim", f"{found.spec} calls no fasten.init()", cure))
-    elif not found.api_rows(given):
+        yield warn("http shim", f"{found.spec} calls no fasten.init()", cure)
+    elif not has_row:
         cure = "add APILogger, too; without it there is no api stream"
-        findings.append(warn("http shim", "requests leave no api row", cure))
-    return findings
+        yield warn("http shim", "requests leave no api row", cure)
 
 
 _MOUNT: Final = "/api/v1/logs"

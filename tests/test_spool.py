@@ -1358,6 +1358,7 @@ print(len(rows), missing, len(list(folder.glob("*.seg"))) > 3)
             assert [1, 2, 3, 0] == put(journal, 1, 2, 3, 4)
             assert "memory" == journal.mode
             assert "lost when" in journal.fault
+            assert 0 == journal.spooled
             assert ([1, 2, 3], []) == drain(journal)
             assert [4] == put(journal, 5)
 

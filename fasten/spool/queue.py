@@ -1010,6 +1010,8 @@ class Spool:
         """
         Return how many rows were journalled, of those appended so far.
         """
+        if self._directory is None:
+            return 0
         return self._last - self._first - self._memory_only
 
     @property

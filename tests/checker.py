@@ -30,6 +30,12 @@ def rows_of(dsn: str, table: str = "audit_log") -> list[dict[str, Any]]:
         connection = psycopg.connect(dsn)
     try:
         cursor = connection.execute(query)
+    except (sqlite3.OperationalError, psycopg.errors.UndefinedTable) as error:
+        connection.close()
+        if "no such table" in str(error) or "does not exist" in str(error):
+            return []  # nothing was stored yet
+        raise
+    try:
         names = [column[0] for column in cursor.description]
         found = [dict(zip(names, row, strict=True)) for row in cursor]
     finally:

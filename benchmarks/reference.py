@@ -47,15 +47,18 @@ def events(number: int, start: int = 0) -> Iterator[dict[str, Any]]:
 _NULL = open("/dev/null", "w")  # noqa: SIM115  (for as long as the process lives)
 
 
-def structlog_line() -> Callable[..., Any]:
+def structlog_line(*processors: Any) -> Callable[..., Any]:
     """
     Return S: a bound structlog method that writes one JSON line to /dev/null.
+
+    *processors* stand before its renderer.
     """
     logger = structlog.wrap_logger(
         structlog.WriteLogger(_NULL),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
+            *processors,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.BoundLogger,

@@ -425,7 +425,8 @@ class Engine:
         """
         settings = self.settings
         return processors.Sink(
-            record=self._record_sys,
+            # A line to the ring alone is spared a step.
+            record=self._record_sys if self.sys.queue else self.sys.record,
             clean=self._redactor.clean,
             service_id=settings.service_id,
             source_node_id=settings.node_id,

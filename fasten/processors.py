@@ -328,7 +328,11 @@ def redact(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
     If that fails the values are removed, not passed.
     """
     try:
-        if _INTERNAL.isdisjoint(event_dict):
+        if not (
+            "exc_info" in event_dict
+            or "_record" in event_dict
+            or "stack_info" in event_dict
+        ):
             return _path.sink.clean(event_dict)
         kept = {k: event_dict[k] for k in _INTERNAL if k in event_dict}
         public = {k: v for k, v in event_dict.items() if k not in _INTERNAL}
@@ -362,17 +366,20 @@ class SysTee:
             sink = _path.sink
             if "exc_info" in event_dict or "_record" in event_dict:
                 values = sink.clean(_public(event_dict))
+                logger = event_dict.get("_record", logger)
             elif self._is_redacted:
                 # Copied all the same: later processors may change the event.
-                values = dict(event_dict)
+                values = {**event_dict}
             else:
                 values = sink.clean(event_dict)
-            level = _LEVELS.get(method) or _level(method, event_dict)
-            name = getattr(event_dict.get("_record", logger), "name", None)
+            rid, found = values.get("request_id"), None
             # Behind add_correlation the event knows all that the context does.
-            is_placed = "source_node_id" in values and values.get("request_id")
-            found = None if is_placed else _found(sink)
-            rid = values.get("request_id") or (found[0] if found else None)
+            is_placed = rid and "source_node_id" in values
+            if not is_placed and (sink.service_id or current() is not None):
+                found = correlation()
+                rid = rid or found[0]
+            level = _LEVELS.get(method) or _level(method, event_dict)
+            name = getattr(logger, "name", None)
             at_us = sink.clock_ns() // 1000
             draft = _row, rid, sink, at_us, level, name, found, values
             if self._is_printed:

@@ -1151,6 +1151,26 @@ class TestBothWays:
         assert list(careful.items()) == list(redactor.clean(detail).items())
         assert careful == encoded(detail)
 
+    @given(
+        st.lists(
+            st.fixed_dictionaries(
+                {"a": PLAIN, "b": PLAIN, "total_tokens": PLAIN, "password": PLAIN}
+            ),
+            max_size=6,
+        )
+    )
+    @example([{"a": "x", "b": 1}, {"a": None, "b": "y"}, {"a": {"c": 1}, "b": CARD}])
+    @example([{"a": {"b": {"c": {"d": SECRETS[0]}}}}] * 2)
+    @example([{"a": float(CARD)}, {"a": int(CARD)}, {"a": float("nan")}])
+    def test_what_was_learned_changes_nothing(self, events):
+        """
+        A field may be text in one event and a number or an object in the next.
+        """
+        redactor = Redactor()
+        cleaned = [redactor.clean(event) for event in events * 2]
+
+        assert [Redactor()._copy(event) for event in events * 2] == cleaned
+
     @given(ODD, st.integers(256, 2000))
     def test_anything(self, value, max_bytes):
         """

@@ -111,7 +111,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     write = terminalreporter.write_line
     write("")
-    write(f"{'':4}{'figure':44}{'median':>9}{'min':>9}{'max':>9}  {'must':9}{'goal':9}holds")
+    head = f"{'':4}{'figure':44}{'median':>9}{'min':>9}{'max':>9}"
+    write(f"{head}  {'must':9}{'goal':9}holds")
     for line in lines:
         write(
             f"{line['row']:4}{line['figure']:44}{line['value']:>9}{line['low']:>9}"

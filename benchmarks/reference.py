@@ -44,7 +44,7 @@ def events(number: int, start: int = 0) -> Iterator[dict[str, Any]]:
         }
 
 
-_NULL = open("/dev/null", "w")  # noqa: SIM115  (for as long as the process lives)
+_NULL = Path("/dev/null").open("w")  # noqa: SIM115  (as long as the process lives)
 
 
 def structlog_line(*processors: Any) -> Callable[..., Any]:
@@ -122,8 +122,8 @@ class RawSqlite:
             ddl = [
                 sql
                 for (sql,) in source.execute(
-                    "SELECT sql FROM sqlite_schema WHERE tbl_name = 'audit_log' AND sql "
-                    "NOT NULL"
+                    "SELECT sql FROM sqlite_schema "
+                    "WHERE tbl_name = 'audit_log' AND sql NOT NULL"
                 )
             ]
         source.close()

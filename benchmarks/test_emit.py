@@ -54,7 +54,11 @@ def running(**settings: Any) -> Iterator[None]:
 
 
 def rounds(
-    emit: Callable[..., Any], *, bare: bool = False, rate: float = 0.0, calls: int = CALLS
+    emit: Callable[..., Any],
+    *,
+    bare: bool = False,
+    rate: float = 0.0,
+    calls: int = CALLS,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """
     Yield latencies of emit and of S, a round of each in turn.
@@ -139,7 +143,8 @@ import fasten
 fasten.init(service_id="bench", node_id="n", audit_dsn=sys.argv[1], stdout="")
 def emitting():
     while True:
-        os.write(1, (fasten.emit("ORDER_PLACED", "x", detail={"a": 1}) + "\\n").encode())
+        id = fasten.emit("ORDER_PLACED", "x", detail={"a": 1})
+        os.write(1, f"{id}\\n".encode())
 for _ in range(4):
     threading.Thread(target=emitting).start()
 """
@@ -194,7 +199,9 @@ def test_four_threads(benchmark: Any, figure: Callable[..., None]) -> None:
     log = structlog_line()
     with running():
         for number in range(ROUNDS):
-            parts = [list(events(CALLS, start=(number * 4 + n) * CALLS)) for n in range(4)]
+            parts = [
+                list(events(CALLS, start=(number * 4 + n) * CALLS)) for n in range(4)
+            ]
             lines = [as_line(event) for event in events(CALLS)]
             settle()
             before = time.perf_counter()

@@ -55,17 +55,20 @@ def test_one_producer_sqlite(
     Row 7a and 13: durable rows a second from one producer, at the same table size.
     """
     store = tmp_path / "bench.db"
-    rates = []
-    with running(queue_capacity=ROWS * 2):
-        for number in range(4):
-            rates.append(produce(number * ROWS))
+    with running():
+        rates = [produce(number * ROWS) for number in range(4)]
     reference = RawSqlite(store, tmp_path / "raw.db")
     rows = sqlite_rows(store)
     for number, rate in enumerate(rates):
         part = rows[1 + number * ROWS : 1 + (number + 1) * ROWS]
         figure("7a", rate / reference.insert(part))
     reference.close()
-    names = [d[0] for d in sqlite3.connect(store).execute("SELECT * FROM audit_log LIMIT 1").description]
+    names = [
+        d[0]
+        for d in sqlite3.connect(store)
+        .execute("SELECT * FROM audit_log LIMIT 1")
+        .description
+    ]
     sample = rows[100:1100]
     as_json = sum(len(json.dumps(dict(zip(names, row, strict=True)))) for row in sample)
     figure("13", store.stat().st_size / len(rows) / (as_json / len(sample)))
@@ -80,16 +83,18 @@ def test_one_producer_postgres(
     """
     import psycopg
 
-    rates = []
-    with running(audit_dsn=durable_postgres, queue_capacity=ROWS * 2):
-        for number in range(4):
-            rates.append(produce(number * ROWS))
+    with running(audit_dsn=durable_postgres):
+        rates = [produce(number * ROWS) for number in range(4)]
     with psycopg.connect(durable_postgres, autocommit=True) as connection:
         connection.execute("CREATE TABLE raw (LIKE audit_log INCLUDING ALL)")
         with connection.cursor().copy(
             "COPY (SELECT * FROM audit_log ORDER BY monotonic_seq) TO STDOUT"
         ) as copy:
-            rows = b"".join(bytes(part) for part in copy).decode().splitlines(keepends=True)
+            rows = (
+                b"".join(bytes(part) for part in copy)
+                .decode()
+                .splitlines(keepends=True)
+            )
         for number, rate in enumerate(rates):
             part = rows[1 + number * ROWS : 1 + (number + 1) * ROWS]
             figure("8", rate / raw_copy(connection, "raw", part))

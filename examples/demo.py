@@ -33,6 +33,9 @@ class Day:
         self.now_ns = midnight - DAY_NS
 
     def __call__(self) -> int:
+        """
+        Return nanoseconds since 1970, a little later each time.
+        """
         self.now_ns += 7_000_000
         return self.now_ns
 
@@ -85,7 +88,10 @@ def visit(dice: random.Random) -> None:
     with fasten.bind(actor=user, method="http"):
         if dice.random() < 0.1:
             fasten.emit(
-                code="AUTH_FAILED", target=user, outcome="denied", reason="wrong password"
+                code="AUTH_FAILED",
+                target=user,
+                outcome="denied",
+                reason="wrong password",
             )
         else:
             fasten.emit(code="AUTH_LOGIN", target=user)
@@ -119,7 +125,9 @@ def sweep_stock() -> None:
     Run the nightly job.
     """
     with fasten.bind(actor_kind="scheduler", method="scheduler"):
-        fasten.emit(code="BATCH_PROCESSED", target="stock-count", detail={"items": 4211})
+        fasten.emit(
+            code="BATCH_PROCESSED", target="stock-count", detail={"items": 4211}
+        )
 
 
 def live_through(day: Day, dice: random.Random) -> str:
@@ -168,7 +176,7 @@ def main() -> None:
         settings = Settings.from_env(os.environ, hostname="host-01", cwd=Path.cwd())
         install(Engine(settings, clock_ns=day))
         started = time.perf_counter()
-        request_id = live_through(day, random.Random(7))  # noqa: S311  (a fixed day)
+        request_id = live_through(day, random.Random(7))
         fasten.flush()
         stats, seconds = fasten.stats(), time.perf_counter() - started
         print(

@@ -62,7 +62,5 @@ def redis(directory: Path) -> Iterator[int]:
     """
     binary, port = require_binary("redis-server", "redis-server"), _free_port()
     options = ["--save", "", "--appendonly", "no", "--dir", str(directory)]
-    with _running(
-        [binary, "--bind", "127.0.0.1", "--port", str(port), *options], port
-    ):
+    with _running([binary, "--bind", "127.0.0.1", "--port", str(port), *options], port):
         yield port

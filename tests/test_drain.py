@@ -188,9 +188,13 @@ class TestDelivery:
         """
         A classifier that fails itself costs no row.
         """
+
+        def broken(_error: BaseException) -> Fault:
+            raise RuntimeError
+
         source, store = Waiting("a"), Store(DOWN)
         lane = lane_of(source, store)
-        lane.classify = lambda _error: [][0]
+        lane.classify = broken
         drainer = Drainer([lane])
         drainer.wake()
 

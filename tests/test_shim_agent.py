@@ -133,7 +133,9 @@ def test_hand_over_from_agent_to_agent(fasten_trail):
         assert "u-42" == fasten.current().actor
 
     assert "req-7" == fasten_trail.assert_correlated()
-    who = [(row["target"], row["actor"], row["on_behalf_of"]) for row in fasten_trail.audit]
+    who = [
+        (row["target"], row["actor"], row["on_behalf_of"]) for row in fasten_trail.audit
+    ]
     assert [
         ("lookup", "agent-b", "u-42"),
         ("researcher", "agent-b", "u-42"),

@@ -33,7 +33,9 @@ def tasks(tmp_path, monkeypatch, sqlite_dsn):
             *(sys.executable, "-m", "celery", "-A", "tests.tasks_celery", "worker"),
             *("--pool", "prefork", "--concurrency", "2", "--loglevel", "warning"),
         ]
-        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as worker:
+        with subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": path}
+        ) as worker:
             sys.modules.pop("tests.tasks_celery", None)
             from tests import tasks_celery
 

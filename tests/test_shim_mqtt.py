@@ -113,9 +113,7 @@ class TestRoundTrip:
         assert ("mqtt", "devices/42/setpoint") == (row["method"], row["client"])
 
     @pytest.mark.parametrize("payload", [b"\xff\x00{", "[1,2]", "", "{broken", "7"])
-    def test_other_payloads_stay_as_they_are(
-        self, port, version, subscriber, payload
-    ):
+    def test_other_payloads_stay_as_they_are(self, port, version, subscriber, payload):
         """
         Arrays, binary and text payloads are not touched; MQTT 5 still has the id.
         """
@@ -148,7 +146,9 @@ class TestRoundTrip:
 
         properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = ("request_id", "from-property")
-        send(port, version, "devices/1", '{"_req":"from-payload"}', properties=properties)
+        send(
+            port, version, "devices/1", '{"_req":"from-payload"}', properties=properties
+        )
         send(port, version, "devices/1", '{"_req":"from-payload"}')
         send(port, version, "devices/1", "{}")
 
@@ -156,7 +156,9 @@ class TestRoundTrip:
         assert "from-payload" == subscriber.seen.get(timeout=10)
         assert 32 == len(subscriber.seen.get(timeout=10))
 
-    def test_an_async_handler_and_one_that_fails(self, port, version, subscriber, caplog):
+    def test_an_async_handler_and_one_that_fails(
+        self, port, version, subscriber, caplog
+    ):
         """
         In paho's thread coroutines run, and an exception is logged and survived.
         """
@@ -222,7 +224,7 @@ def test_a_megabyte_is_passed_on_unread(port):
 )
 def test_aiomqtt(port, protocol, fasten_trail):
     """
-    `await publish` and `await dispatch` carry the id, errors leave dispatch as they are.
+    `await publish` and `await dispatch` carry the id; errors leave as they came.
     """
     router, error = mqtt.Router(), ValueError("mine")
 

@@ -667,7 +667,7 @@ def _filter_value(stream: str, key: str, value: object) -> str | int:
     text = str(value)
     if len(text) > _MAX_VALUE or "\0" in text:
         raise InvalidQuery(f"{key} is over {_MAX_VALUE} characters or holds NUL", key)
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise InvalidQuery(f"{key} holds a lone surrogate; send UTF-8", key)
     if key in _TIMES and stream == "audit":
         return format_timestamp(_time(key, text, "a time"))

@@ -31,7 +31,7 @@ with_token = schemathesis.openapi.from_wsgi(
 )
 
 some = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

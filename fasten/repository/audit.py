@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Final
 
 import attrs
@@ -19,19 +20,22 @@ from sqlalchemy.engine import Connection
 from fasten import chain
 from fasten.repository.database import Database, SchemaProblem
 from fasten.repository.reading import (
-    audit_conditions,
-    audit_row,
-    audit_select,
+    AuditReader,
     wire_time,
 )
 from fasten.repository.schema import Schema
-from fasten.repository.tables import Statement, Tables, audit_tables
+from fasten.repository.tables import (
+    HEAD_COLUMNS,
+    Statement,
+    Tables,
+    audit_tables,
+    head_of,
+)
 from fasten.rows import (
     AUDIT_COLUMNS,
     AuditRow,
     Page,
     Query,
-    encode_cursor,
     ulid_ms,
     ulid_stamp,
 )
@@ -205,10 +209,18 @@ class AuditRepository:
         found = self._statement("heads").run(
             connection, service_id=writer.service, source_node_id=writer.node
         )
-        return {
-            row[2]: chain.Head(**dict(zip(_HEAD_COLUMNS, row, strict=True)))
-            for row in found
-        }
+        heads = [head_of(row) for row in found]
+        for head in heads:
+            self._refuse_edited(head)
+        return {head.retention_class: head for head in heads}
+
+    def _refuse_edited(self, head: chain.Head) -> None:
+        # Nothing can be linked to it, and it is no row's fault.
+        if not chain.is_frontier(head.frontier, head.count):
+            raise SchemaProblem(
+                f"the head of {'/'.join(head.key)} in {self.dsn.table} was edited; run "
+                "`fasten verify`, then restore it from a backup"
+            )
 
     def _watermark(self, connection: Connection, writer: Writer) -> int:
         found = (
@@ -348,32 +360,11 @@ class AuditRepository:
         """
         Return one page of rows, by id: the order in which they were emitted.
         """
-        with self.database.reading(query.within_s) as connection:
-            ahead_ms = self._ahead_of(connection, query)
-            statement = audit_select(
-                self.tables.audit, self.dsn, query, ahead_ms=ahead_ms
-            )
-            found = connection.execute(statement).all()
-            total = self._count(connection, query, ahead_ms) if query.count else None
-        rows = [audit_row(row) for row in found[: query.limit]]
-        more = len(found) > query.limit
-        after = encode_cursor("audit", rows[-1].id) if more else None
-        return Page(rows=rows, next=after, total=total)
+        return self._reader.page(query)
 
-    def _count(self, connection: Connection, query: Query, ahead_ms: int) -> int:
-        audit = self.tables.audit
-        conditions = audit_conditions(audit, self.dsn, query, ahead_ms=ahead_ms)
-        counted = sa.select(sa.func.count()).select_from(audit).where(*conditions)
-        return int(connection.execute(counted).scalar_one())
-
-    def _ahead_of(self, connection: Connection, query: Query) -> int:
-        """
-        Return how far ids run ahead of timestamps, where the query has to know.
-        """
-        if query.until_us is None:
-            return 0
-        most = sa.func.coalesce(sa.func.max(self.tables.node.c.ahead_ms), 0)
-        return int(connection.execute(sa.select(most)).scalar_one())
+    @cached_property
+    def _reader(self) -> AuditReader:
+        return AuditReader(self.tables, self.database)
 
     def positions(self) -> dict[tuple[str, str], int]:
         """
@@ -398,32 +389,10 @@ class AuditRepository:
         rows: list[AuditRow] = []
         for place, end in ends.items():
             if end > positions.get(place, 0):
-                rows += self._between(place, positions.get(place, 0), end, query)
+                start = positions.get(place, 0)
+                rows += self._reader.between(place, start, end, query)
         rows.sort(key=lambda row: row.id)
         return rows, {**positions, **ends}
-
-    def _between(
-        self, place: tuple[str, str], after: int, until: int, query: Query
-    ) -> list[AuditRow]:
-        audit = self.tables.audit
-        with self.database.reading() as connection:
-            found = connection.execute(
-                sa.select(*(audit.c[c] for c in AUDIT_COLUMNS))
-                .where(
-                    audit.c.service_id == place[0],
-                    audit.c.source_node_id == place[1],
-                    audit.c.monotonic_seq > after,
-                    audit.c.monotonic_seq <= until,
-                    *audit_conditions(
-                        audit,
-                        self.dsn,
-                        query,
-                        ahead_ms=self._ahead_of(connection, query),
-                    ),
-                )
-                .order_by(audit.c.monotonic_seq)
-            ).all()
-        return [audit_row(row) for row in found]
 
     # -- statements --
 
@@ -438,20 +407,6 @@ class AuditRepository:
 
 
 _CLASS: Final = 7  # Pending.retention_class
-_HEAD_COLUMNS: Final = (
-    "service_id",
-    "source_node_id",
-    "retention_class",
-    "seq",
-    "hash",
-    "count",
-    "frontier",
-    "pruned_seq",
-    "pruned_hash",
-    "pruned_count",
-    "pruned_frontier",
-    "checkpointed_at",
-)
 
 
 def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
@@ -484,7 +439,7 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
             updated_at=now,
         )
         .on_conflict_do_nothing(),
-        "heads": sa.select(*(head.c[c] for c in _HEAD_COLUMNS))
+        "heads": sa.select(*(head.c[c] for c in HEAD_COLUMNS))
         .where(at_head)
         .order_by(head.c.retention_class)
         .with_for_update(),

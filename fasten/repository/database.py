@@ -64,6 +64,7 @@ class Database:
         self.dsn = dsn
         self._is_guest = is_guest
         self.is_postgres = dsn.backend == "postgresql"
+        self._file = None if dsn.path is None else Path(dsn.path)
         self._engine: Engine | None = None
         self._readers: Engine | None = None
         self._connection: Connection | None = None
@@ -99,7 +100,8 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_S,
             pool_pre_ping=self.is_postgres,
-            pool_reset_on_return="rollback",
+            # Readers of SQLite begin no transaction: there is nothing to roll back.
+            pool_reset_on_return="rollback" if is_writer or self.is_postgres else None,
             hide_parameters=True,
         )
 
@@ -214,28 +216,76 @@ class Database:
         Raises:
             FileNotFoundError: there is no SQLite file yet; nothing is created.
         """
-        if not self.is_postgres and not Path(str(self.dsn.path)).exists():
-            raise FileNotFoundError(f"there is no store at {self.dsn.path} yet")
-        with self.readers.connect() as connection, self._bounded(connection, within_s):
-            yield connection
+        self._require_file()
+        with self.readers.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            try:
+                self._bind(raw, within_s)
+                yield connection
+            finally:
+                if self._is_lost(raw):
+                    connection.invalidate()
 
     @contextmanager
-    def _bounded(
-        self, connection: Connection, within_s: float | None
-    ) -> Iterator[None]:
-        raw: Any = connection.connection.driver_connection
-        if not self.is_postgres:
-            with _interrupted_after(raw, within_s):
-                yield
-            return
-        read_s = within_s or READ_S
-        # A little later than the server's own timeout, whose answer says more.
-        with raw.patient(read_s + 1.0):
-            connection.exec_driver_sql(
+    def cursor(self, within_s: float | None = None) -> Iterator[Any]:
+        """
+        Yield a driver's cursor that only reads: `reading` at a third of its cost.
+
+        Raises:
+            FileNotFoundError: there is no SQLite file yet; nothing is created.
+        """
+        self._require_file()
+        proxy = self.readers.raw_connection()
+        raw: Any = proxy.driver_connection
+        try:
+            self._bind(raw, within_s)
+            yield raw.cursor()
+        finally:
+            if self._is_lost(raw):
+                proxy.invalidate()
+            proxy.close()
+
+    def _bind(self, raw: Any, within_s: float | None) -> None:
+        """
+        Bound what a reading connection does next.
+        """
+        if self.is_postgres:
+            read_s = within_s or READ_S
+            # A little later than the server's own timeout, whose answer says more.
+            raw.patience_s = read_s + 1.0
+            raw.execute(
                 "SET TRANSACTION READ ONLY; "
                 f"SET LOCAL statement_timeout = {round(read_s * 1000)}"
             )
-            yield
+        elif within_s is not None:
+            until = time.monotonic() + within_s
+            raw.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+
+    def _is_lost(self, raw: Any) -> bool:
+        """
+        Unbind a reading connection; tell whether it is closed.
+        """
+        if self.is_postgres:
+            raw.patience_s = type(raw).patience_s
+            return bool(raw.closed)
+        raw.set_progress_handler(None, 0)
+        return False
+
+    def apart(self) -> Any:
+        """
+        Return a driver's connection that only reads, for its caller alone to close.
+
+        Raises:
+            FileNotFoundError: there is no SQLite file yet; nothing is created.
+        """
+        if self.is_postgres:
+            return self._connect_postgres(is_writer=False)
+        self._require_file()
+        return self._connect_sqlite(is_writer=False)
+
+    def _require_file(self) -> None:
+        if self._file is not None and not self._file.exists():
+            raise FileNotFoundError(f"there is no store at {self._file} yet")
 
     def release(self) -> None:
         """
@@ -315,19 +365,6 @@ def is_missing(error: BaseException) -> bool:
         or getattr(original, "sqlstate", None) == "42P01"
         or "no such table" in str(original)
     )
-
-
-@contextmanager
-def _interrupted_after(raw: Any, within_s: float | None) -> Iterator[None]:
-    if within_s is None:
-        yield
-        return
-    until = time.monotonic() + within_s
-    raw.set_progress_handler(lambda: time.monotonic() > until, STEPS)
-    try:
-        yield
-    finally:
-        raw.set_progress_handler(None, 0)
 
 
 def _own_sqlite(connection: Any, *, is_new: bool) -> None:

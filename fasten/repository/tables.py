@@ -7,21 +7,24 @@ Plain SQL over these tables is supported API.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from fasten.chain import Head
 from fasten.rows import API_COLUMNS, AUDIT_COLUMNS, SYS_COLUMNS
 from fasten.settings import Dsn
 
 __all__ = [
+    "HEAD_COLUMNS",
     "INDEXED_CHARACTERS",
     "Statement",
     "Tables",
     "audit_tables",
+    "head_of",
     "indexed",
     "stream_table",
 ]
@@ -46,12 +49,22 @@ class Tables:
     meta: sa.Table
 
 
+HEAD_COLUMNS: Final = tuple(field.name for field in attrs.fields(Head))
+"""The columns of the head table, in the order of the fields of `Head`."""
+
 _NUMBERS: Final = {"monotonic_seq"}
 _MOMENTS: Final = {"timestamp", "stored_at", "shipped_at"}
 _NULLABLE: Final = {
     *("on_behalf_of", "tenant_id", "client", "reason", "trace_id", "span_id"),
     *("shipped_at", "actor", "target", "detail"),
 }
+
+
+def head_of(row: Sequence[Any]) -> Head:
+    """
+    Build a head from its columns, in the order of HEAD_COLUMNS.
+    """
+    return Head(**dict(zip(HEAD_COLUMNS, row, strict=True)))
 
 
 def audit_tables(dsn: Dsn) -> Tables:
@@ -235,6 +248,15 @@ class Statement:
         Execute with the named values.
         """
         return connection.exec_driver_sql(self.sql, self._values(given))
+
+    def fetch(self, cursor: Any, given: dict[str, Any]) -> list[Any]:
+        """
+        Return all rows, as the driver gives them: wrapping them costs more than
+        finding them.
+        """
+        cursor.execute(self.sql, self._values(given))
+        rows: list[Any] = cursor.fetchall()
+        return rows
 
     def run_many(self, connection: Connection, given: Iterable[dict[str, Any]]) -> None:
         """

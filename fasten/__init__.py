@@ -58,6 +58,7 @@ from fasten.rows import ApiRow, AuditRow, Page, SysRow
 
 if TYPE_CHECKING:
     from fasten import processors, reader, shim, testing
+    from fasten.proof import verify
 
 __all__ = [
     "ApiRow",
@@ -105,16 +106,22 @@ __all__ = [
     "stats",
     "testing",
     "trail",
+    "verify",
     "with_request_id",
 ]
 
 # Faces are loaded when they are named: a service that only emits pays for none.
 _FACES = ("processors", "reader", "shim", "testing")
 
+# So are functions that few services call: their modules, by their names.
+_FUNCTIONS = {"verify": "proof"}
+
 
 def __getattr__(name: str) -> Any:
     if name in _FACES:
         return import_module(f"fasten.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"fasten.{_FUNCTIONS[name]}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -990,18 +990,28 @@ class ChainVerifier:
         elif self._require_anchor and not held and (chain.count or chain.rows):
             message = "no checkpoint holds this chain, and one is required"
             self._findings.add(key, "unverifiable", message)
-        at = chain.head.checkpointed_at if chain.head else None
-        if at is None or notes.stored_at is None:
-            return
-        if str(at) > notes.stored_at.get(key, ""):
+        if chain.head is not None and notes.stored_at is not None:
+            self._check_newest(chain.head, notes.stored_at.get(key, ""))
+
+    def _check_newest(self, head: Head, stored_at: str) -> None:
+        """
+        Demand that the head names the time of the newest checkpoint in the store.
+        """
+        at = "" if head.checkpointed_at is None else str(head.checkpointed_at)
+        if at > stored_at:
             message = "its newest checkpoint is gone from the store"
-            self._findings.add(key, "missing", message)
+            self._findings.add(head.key, "missing", message)
+        elif at < stored_at:
+            message = "the time of its newest checkpoint is not in its head row"
+            self._findings.add(head.key, "tampered", message)
 
     def _check_node_row(self, place: Place, node: _Node, seq: int | None) -> None:
         last = max(node.last, node.limit)
         if seq is None:
             if last:
                 self._findings.add(place, "missing", "its node row is gone", last)
+        elif type(seq) is not int:
+            self._findings.add(place, "tampered", "the number of its node row is none")
         elif seq > last:
             message = "the last rows are gone: its node row has counted them"
             self._findings.add(place, "truncated", message, last + 1, seq)

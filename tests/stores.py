@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A real store in the hands of its services, its operators, and of whoever forges it.
+
+What `ledger` is in memory, over SQLite or Postgres.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from fasten.evidence import Report
+from fasten.proof import verify_store
+from fasten.repository import AuditRepository, Writer
+from fasten.settings import parse_dsn
+from tests.ledger import Ledger
+
+__all__ = ["TABLES", "Kept", "ways_to_edit"]
+
+TABLES = ("audit", "node", "head", "writer", "checkpoint", "erasure", "meta")
+"""The tables of a store, as `Tables` names them; the outbox is no part of it."""
+
+
+class Kept:
+    """
+    The store at *dsn*, and a ledger that makes up its rows and holds its key.
+    """
+
+    def __init__(self, dsn: str, seed: int = 0) -> None:
+        self.given = dsn
+        self.dsn = parse_dsn(dsn, cwd=Path.cwd())
+        self.maker = Ledger(seed)
+        self.is_sqlite = self.dsn.path is not None
+        self.repository = AuditRepository(self.dsn)
+
+    def close(self) -> None:
+        """
+        Let go of the connections.
+        """
+        self.repository.database.release()
+
+    # -- what a service does --
+
+    def writer(self, node: str = "n1") -> Writer:
+        """
+        Return who stores rows of *node*.
+        """
+        return Writer(f"writer of {node}", self.maker.service, node)
+
+    def append(self, node: str, rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """
+        Store a batch of one node's writer.
+        """
+        return self.repository.append(
+            self.writer(node), [(0, tuple(row)) for row in rows], 0
+        )
+
+    def emit(self, node: str, *classes: str, **given: Any) -> list[tuple[Any, ...]]:
+        """
+        Store one row for each of *classes*.
+        """
+        return self.append(node, [self.maker.pending(c, **given) for c in classes])
+
+    # -- what anybody with a password does --
+
+    @contextmanager
+    def _plain(self) -> Iterator[Any]:
+        if self.is_sqlite:
+            connection: Any = sqlite3.connect(
+                str(self.dsn.path), isolation_level=None, timeout=10
+            )
+        else:
+            connection = psycopg.connect(self.dsn.conninfo(), autocommit=True)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def sql(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
+        """
+        Run plain SQL, with `?` for each of *values*; return the rows that it gives.
+        """
+        with self._plain() as connection:
+            if not self.is_sqlite:
+                text = text.replace("?", "%s")
+            cursor = connection.execute(
+                text, values or None if not self.is_sqlite else values
+            )
+            return cursor.fetchall() if cursor.description else []
+
+    def columns(self, *names: str, where: str = "true") -> list[Any]:
+        """
+        Return columns of the audit rows, by number; of one name its values.
+        """
+        found = self.sql(
+            f"SELECT {', '.join(names)} FROM audit_log WHERE {where} "
+            "ORDER BY service_id, source_node_id, monotonic_seq"
+        )
+        return [row[0] for row in found] if len(names) == 1 else found
+
+    def details(self, code: str) -> list[str]:
+        """
+        Return the details of fasten's own rows of one code, as text, by number.
+        """
+        found: list[str] = self.columns(
+            "detail", where=f"domain = 'fasten' AND code = '{code}'"
+        )
+        return found
+
+    def dump(self, *names: str) -> dict[str, list[tuple[Any, ...]]]:
+        """
+        Return the content of some tables, or all, to put it back with `load`.
+        """
+        return {
+            name: self.sql(
+                f"SELECT {', '.join(self._table(name).c.keys())} "
+                f"FROM {self._table(name).name}"
+            )
+            for name in names or TABLES
+        }
+
+    def load(self, dump: dict[str, list[tuple[Any, ...]]]) -> None:
+        """
+        Put back what `dump` returned.
+        """
+        with self._plain() as connection:
+            for name, rows in dump.items():
+                table = self._table(name)
+                connection.execute(f"DELETE FROM {table.name}")
+                names = ", ".join(table.c.keys())
+                marks = ", ".join(["?" if self.is_sqlite else "%s"] * len(table.c))
+                connection.cursor().executemany(
+                    f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows
+                )
+
+    def _table(self, name: str) -> Any:
+        return getattr(self.repository.tables, name)
+
+    # -- what it proves --
+
+    def verify(self, given: Iterable[str] = (), **options: Any) -> Report:
+        """
+        Verify the store as it stands.
+        """
+        settings: dict[str, Any] = {"verifiers": self.maker.verifiers}
+        return verify_store(self.dsn, given=given, **settings | options)
+
+
+def ways_to_edit(value: Any) -> list[Any]:
+    """
+    Return other values for a text or number: a byte flipped, a byte gone, nothing.
+    """
+    if value is None:
+        return ["x"]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    text = str(value)
+    if not text:
+        return ["x"]
+    middle = len(text) // 2
+    flipped = [
+        f"{text[:i]}{chr(ord(text[i]) ^ 1)}{text[i + 1 :]}"
+        for i in {0, middle, len(text) - 1}
+    ]
+    return [*flipped, text[:-1], f"{text} "]

@@ -196,7 +196,7 @@ HOSTILE: Final = {
     "two that differ": b"X-Request-ID: abc\r\nX-Request-ID: def\r\n",
     "ANSI": b"X-Request-ID: \x1b[31mred\x1b[0m\r\n",
     "right to left": "X-Request-ID: \u202egnp.exe\r\n".encode(),
-    "Latin-1": b"X-Request-ID: caf\xe9\r\n",
+    "Latin-1": b"X-Request-ID: \xe9t\xe9\r\n",
     "empty": b"X-Request-ID:\r\n",
     "a space": b"X-Request-ID: a b\r\n",
     "JSON": b'X-Request-ID: a","status":"200\r\n',

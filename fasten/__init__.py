@@ -127,3 +127,7 @@ def __getattr__(name: str) -> Any:
 
         return version("fasten")
     raise AttributeError(f"module 'fasten' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

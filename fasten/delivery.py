@@ -21,7 +21,7 @@ import attrs
 
 from fasten import spool
 from fasten.context import suppressed
-from fasten.drain import Batch, Drainer, Fault, Lane, Ticket, Watchdog
+from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Ticket, Watchdog
 from fasten.errors import AuditStoreError, InvalidQuery
 from fasten.outbox import Mover, Outbox, Sign
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
@@ -46,6 +46,9 @@ TICKET_S: Final = 5.0
 ADOPT_S: Final = 30.0
 IDLE_S: Final = 30.0
 PAUSE_S: Final = 0.00005
+SWEEP_ROWS: Final = 10_000
+SWEEP_FIRST_S: Final = 60.0
+CLOCK_SLACK_S: Final = 3_600.0
 _BESIDE: Final = ">"
 
 
@@ -84,6 +87,9 @@ class Delivery:
         self._last_error: str | None = None
         self._replayed = 0
         self._set_aside_count = 0
+        self._began = time.time(), time.monotonic()
+        self._sweeps: dict[str, Chore] = {}
+        self._unswept: dict[str, str] = {}
         self.directory = spool_directory(settings)
         self.spool = self._make_spool()
         self.queues: dict[str, BoundedQueue] = {}
@@ -135,8 +141,15 @@ class Delivery:
             if dsn is None:
                 continue
             queue = self.queues[name] = BoundedQueue(self._settings.queue_capacity)
-            self._drainer_for(dsn).lanes.append(
+            drainer = self._drainer_for(dsn)
+            drainer.lanes.append(
                 Lane(name, queue, self._deliverer(name), self._classify(dsn))
+            )
+            interval_s = self._settings.retention_sweep_interval
+            self._sweeps[name] = drainer.every(
+                interval_s,
+                partial(self._expire, name, dsn, drainer),
+                first_s=min(interval_s, SWEEP_FIRST_S),
             )
 
     def _make_outbox(self) -> Outbox | None:
@@ -432,6 +445,45 @@ class Delivery:
             source = lane.source
             if isinstance(source, _OrphanSource) and source.retire():
                 self.drainer.lanes.remove(lane)
+
+    # -- the end of api and sys rows --
+
+    def _expire(self, name: str, dsn: Dsn, drainer: Drainer) -> None:
+        """
+        Delete one batch of this service's rows; the next one behind what is waiting.
+        """
+        if dsn.path is not None and not Path(dsn.path).exists():
+            return
+        settings = self._settings
+        days: int = getattr(settings, f"{name}_retention_days")
+        before_us = self._now_us() - days * 86_400_000_000
+        try:
+            with drainer.guard():
+                gone = self.stream_store(name).sweep(
+                    before_us, SWEEP_ROWS, settings.service_id
+                )
+        except Exception as error:  # the store's: told once, tried again later
+            self._tell_unswept(name, dsn, error)
+            return
+        self._unswept.pop(name, None)
+        if gone == SWEEP_ROWS:
+            self._sweeps[name].due = 0.0
+
+    def _now_us(self) -> int:
+        """
+        Return the time, which a clock that was set ahead may not hurry on.
+        """
+        wall_s, steady_s = self._began
+        since_s = time.monotonic() - steady_s
+        return int(min(time.time(), wall_s + since_s + CLOCK_SLACK_S) * 1_000_000)
+
+    def _tell_unswept(self, name: str, dsn: Dsn, error: Exception) -> None:
+        from fasten.repository import is_missing
+
+        message = self._database(dsn).problem(error).message
+        if not is_missing(error) and self._unswept.get(name) != message:
+            self._unswept[name] = message
+            logger.warning("fasten %s: old rows cannot be deleted: %s", name, message)
 
     # -- drops --
 

@@ -298,6 +298,8 @@ def add_correlation(_logger: Any, _method: str, event_dict: EventDict) -> EventD
     Add request id, service, node, tenant and trace to an event, where it has none.
     """
     try:
+        if "_record" in event_dict:
+            _with_ids(event_dict, event_dict["_record"])
         _correlate(_path.sink, event_dict.setdefault)
     except Exception:  # an event of some type of its own
         _path.failures += 1
@@ -365,8 +367,10 @@ class SysTee:
         try:
             sink = _path.sink
             if "exc_info" in event_dict or "_record" in event_dict:
-                values = sink.clean(_public(event_dict))
                 logger = event_dict.get("_record", logger)
+                if "_record" in event_dict and _seen.again(logger, event_dict):
+                    return event_dict
+                values = _with_ids(sink.clean(_public(event_dict)), logger)
             elif self._is_redacted:
                 # Copied all the same: later processors may change the event.
                 values = {**event_dict}
@@ -389,6 +393,39 @@ class SysTee:
         except Exception:  # a line must not cost its caller anything
             _path.failures += 1
         return event_dict
+
+
+class _Seen(threading.local):
+    """
+    The stdlib record that this thread met last: each handler formats it anew.
+    """
+
+    key: object = None
+
+    def again(self, record: Any, event_dict: EventDict) -> bool:
+        """
+        Tell whether *record* is a copy of the one before.
+        """
+        key = record.created, record.name, record.lineno, event_dict.get("event")
+        is_known, self.key = key == self.key, key
+        return is_known
+
+
+_seen = _Seen()
+_IDS: Final = ("request_id", "tenant_id", "trace_id", "span_id")
+
+
+def _with_ids(values: EventDict, record: Any) -> EventDict:
+    """
+    Add the ids of a stdlib record that got them where it was logged.
+
+    The line may be formatted in another thread, as behind a QueueListener.
+    """
+    for name in _IDS:
+        value = getattr(record, name, None)
+        if type(value) is str:
+            values.setdefault(name, value)
+    return values
 
 
 def chain() -> list[Processor]:
@@ -586,10 +623,33 @@ def _insert(processors: list[Any]) -> bool:
     added: list[Any] = [SysTee()]
     if add_correlation not in processors:
         added.append(add_correlation)
+    place = next(filter(_renders, processors), processors[-1])
+    at = processors.index(place)
     # One operation: a thread that is logging sees all of it or nothing.
-    processors[-1:-1] = added
+    processors[at:at] = added
     _insertion.processors, _insertion.added = processors, added
     return True
+
+
+_RENDERERS: Final = frozenset(
+    (
+        "ConsoleRenderer",
+        "JSONRenderer",
+        "KeyValueRenderer",
+        "LogfmtRenderer",
+        "render_to_log_args_and_kwargs",
+        "render_to_log_kwargs",
+        "wrap_for_formatter",
+    )
+)
+
+
+def _renders(processor: Any) -> bool:
+    """
+    Tell whether *processor* is known to make an event into something else.
+    """
+    name = getattr(processor, "__name__", type(processor).__name__)
+    return name in _RENDERERS
 
 
 def is_inserted() -> bool:

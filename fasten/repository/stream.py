@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import attrs
 import sqlalchemy as sa
 
 from fasten.errors import InvalidQuery
@@ -30,7 +31,10 @@ from fasten.rows import (
 )
 from fasten.settings import Dsn
 
-__all__ = ["StreamRepository"]
+__all__ = ["SEARCHED", "StreamRepository"]
+
+SEARCHED: Final = 20_000
+"""How many rows a page of a search for text looks at."""
 
 
 class StreamRepository:
@@ -93,36 +97,76 @@ class StreamRepository:
     def query(self, query: Query) -> Page:
         """
         Return one page of rows in the order in which they were stored.
-        """
-        position = self.table.c.position
-        conditions = self._conditions(query)
-        with self.database.reading(query.within_s) as connection:
-            found = connection.execute(self._select(query, conditions)).all()
-            total = None
-            if query.count:
-                counted = sa.select(sa.func.count(position)).where(*conditions)
-                total = int(connection.execute(counted).scalar_one())
-        rows = [self._row(row) for row in found[: query.limit]]
-        more = len(found) > query.limit
-        after = encode_cursor(self.stream, found[query.limit - 1][0]) if more else None
-        return Page(rows=rows, next=after, total=total)
 
-    def _select(self, query: Query, conditions: list[Any]) -> Any:
-        position = self.table.c.position
-        if query.cursor is not None:
-            after = _position(self.stream, query.cursor)
-            down = query.order == "desc"
-            conditions = [*conditions, position < after if down else position > after]
+        With *q* a page looks at no more than `SEARCHED` rows: it may hold few or
+        none, and its `next` goes on from there.
+        """
+        source = self._searched(query) if query.q is not None else self.table
+        conditions = self._conditions(query, source)
+        with self.database.reading(query.within_s) as connection:
+            found = connection.execute(self._select(query, source, conditions)).all()
+            total = self._total(connection, query) if query.count else None
+            after = found[query.limit - 1][0] if len(found) > query.limit else None
+            if after is None and query.q is not None:
+                after = self._end(connection, query, source)
+        return Page(
+            rows=[self._row(row) for row in found[: query.limit]],
+            next=None if after is None else encode_cursor(self.stream, after),
+            total=total,
+        )
+
+    def _total(self, connection: sa.Connection, query: Query) -> int | None:
+        source: Any = self.table
+        if query.q is not None:
+            source = self._searched(attrs.evolve(query, cursor=None))
+            if self._end(connection, query, source) is not None:
+                return None
+        conditions = self._conditions(query, source)
+        counted = sa.select(sa.func.count()).select_from(source).where(*conditions)
+        return int(connection.execute(counted).scalar_one())
+
+    def _select(self, query: Query, source: Any, conditions: list[Any]) -> Any:
         return (
-            sa.select(self.table)
-            .where(*conditions)
-            .order_by(position.desc() if query.order == "desc" else position)
+            sa.select(source)
+            .where(*conditions, *self._after(query, source))
+            .order_by(_in_order(query, source))
             .limit(query.limit + 1)
             .offset(query.offset or None)
         )
 
-    def _conditions(self, query: Query) -> list[Any]:
-        table, dsn = self.table, self.dsn
+    def _after(self, query: Query, source: Any) -> list[Any]:
+        if query.cursor is None:
+            return []
+        after = _position(self.stream, query.cursor)
+        position = source.c.position
+        return [position < after if query.order == "desc" else position > after]
+
+    def _searched(self, query: Query) -> Any:
+        """
+        Return the next rows that all but *q* asks for, as a table to search in.
+        """
+        bare = attrs.evolve(query, q=None)
+        return (
+            sa.select(self.table)
+            .where(*self._conditions(bare, self.table), *self._after(bare, self.table))
+            .order_by(_in_order(query, self.table))
+            .limit(SEARCHED)
+            .subquery("searched")
+        )
+
+    @staticmethod
+    def _end(connection: sa.Connection, query: Query, searched: Any) -> int | None:
+        """
+        Return the position at which a search stopped; None where no rows are left.
+        """
+        position = searched.c.position
+        last = sa.func.min if query.order == "desc" else sa.func.max
+        asked = sa.select(sa.func.count(), last(position)).select_from(searched)
+        number, end = connection.execute(asked).one()
+        return int(end) if number >= SEARCHED else None
+
+    def _conditions(self, query: Query, table: Any) -> list[Any]:
+        dsn = self.dsn
         conditions = [table.c[k] == v for k, v in query.filters.items()]
         conditions += scope(table, query)
         if query.since_us is not None:
@@ -130,9 +174,11 @@ class StreamRepository:
         if query.until_us is not None:
             conditions.append(table.c.timestamp < moment(dsn, query.until_us))
         if query.q is not None:
+            # The fields are JSON text, in which quotes and line ends are escapes.
+            spelt = json.dumps(query.q, ensure_ascii=False)[1:-1]
             conditions.append(
                 table.c.event.icontains(query.q, autoescape=True)
-                | table.c.fields.icontains(query.q, autoescape=True)
+                | table.c.fields.icontains(spelt, autoescape=True)
             )
         return conditions
 
@@ -144,21 +190,34 @@ class StreamRepository:
             values["timestamp"] = wire_time(values["timestamp"])
         return SysRow(**values) if self.stream == "sys" else ApiRow(**values)
 
-    def sweep(self, before_us: int, limit: int = 10_000) -> int:
+    def sweep(
+        self, before_us: int, limit: int = 10_000, service_id: str | None = None
+    ) -> int:
         """
         Delete up to *limit* rows older than *before_us*; return how many.
+
+        Of one service where *service_id* names it: services may share a table, and
+        keep their rows for different times.
         """
         table = self.table
         expired = (
             sa.select(table.c.position)
             .where(table.c.timestamp < moment(self.dsn, before_us))
+            .order_by(table.c.timestamp)
             .limit(limit)
         )
+        if service_id is not None:
+            expired = expired.where(table.c.service_id == service_id)
         with self.database.transaction() as connection:
             done = connection.execute(
                 table.delete().where(table.c.position.in_(expired.scalar_subquery()))
             )
             return int(done.rowcount)
+
+
+def _in_order(query: Query, source: Any) -> Any:
+    position = source.c.position
+    return position.desc() if query.order == "desc" else position
 
 
 def _position(stream: str, cursor: str) -> int:

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 from fasten.context import Carrier, extract, inject, scope
 
 if TYPE_CHECKING:
-    from fasten.shim import django, flask, http, wsgi
+    from fasten.shim import django, flask, http, stdlib, wsgi
 
-__all__ = ["Carrier", "django", "extract", "flask", "http", "inject", "scope", "wsgi"]
+__all__ = [
+    "Carrier",
+    "django",
+    "extract",
+    "flask",
+    "http",
+    "inject",
+    "scope",
+    "stdlib",
+    "wsgi",
+]
 
 
 def __getattr__(name: str) -> Any:

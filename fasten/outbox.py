@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows: then each process looks after its own rows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Held", "Mover", "Outbox", "Sign"]
+__all__ = ["Held", "Mover", "Outbox", "Sign", "refuse_awaited"]
 
 POLL_S: Final = 1.0
 LOOKS_S: Final = (0.02, 0.03, 0.05, 0.1, 0.3, 0.5)
@@ -52,6 +52,21 @@ class Held:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.row: tuple[Any, ...] | None = None
+
+
+def refuse_awaited(connection: Any) -> None:
+    """
+    Refuse a connection that a plain call can do nothing with.
+
+    Raises:
+        TypeError: names `aemit`.
+    """
+    names = ((base.__module__, base.__name__) for base in type(connection).__mro__)
+    if ("psycopg", "AsyncConnection") in names:
+        raise TypeError(
+            "a psycopg AsyncConnection must be awaited: use "
+            "`await fasten.aemit(..., connection=connection)`"
+        )
 
 
 # --- who polls ------------------------------------------------------------------------
@@ -303,7 +318,10 @@ class Mover:
         if self._limit > 1:
             self._limit //= 2
             return
-        repository.set_aside_first(self._aside, reason)
+        try:
+            repository.set_aside_first(self._aside, reason)
+        except ValueError as error:  # a fault of the row again: no reason to go round
+            raise RuntimeError("a row can neither be stored nor set aside") from error
         self._limit = BATCH_ROWS
 
     def _rest(self) -> None:
@@ -427,9 +445,12 @@ class Outbox:
         Find the outbox, once; over a connection of fasten's own.
         """
         with self._locating:
-            if self._place is None:
-                self._place = self._locate(entry)
-            return self._place or self._repository().place()
+            if self._place is not None:
+                return self._place
+            place = self._locate(entry)
+            # A right that is missing may be granted any moment: asked again.
+            self._place = place if place and place.may_insert else None
+            return place or self._repository().place()
 
     def _locate(self, entry: Entry) -> Place | None:
         repository = self._repository()

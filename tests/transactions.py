@@ -17,14 +17,29 @@ from typing import Any, Final
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import fasten
 from tests.web.django_project import configure
 
-__all__ = ["ASYNC", "SYNC", "WAYS", "Way", "business", "opened", "prepare"]
+__all__ = ["ASYNC", "SYNC", "WAYS", "Way", "business", "opened", "prepare", "waiting"]
 
 CODE: Final = "ORDER_PLACED"
+
+
+class Base(DeclarativeBase):
+    """
+    The models of the business.
+    """
+
+
+class Order(Base):
+    """
+    An order.
+    """
+
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 def prepare(dsn: str) -> None:
@@ -43,6 +58,15 @@ def business(dsn: str) -> list[int]:
         return [
             row[0] for row in connection.execute("SELECT id FROM orders ORDER BY id")
         ]
+
+
+def waiting(dsn: str) -> int:
+    """
+    Return how many rows are committed and not yet moved.
+    """
+    with _plain(dsn) as connection:
+        counted = connection.execute("SELECT count(*) FROM audit_log_outbox")
+        return int(counted.fetchone()[0])
 
 
 @contextmanager
@@ -64,7 +88,10 @@ def path_of(dsn: str) -> str:
     return dsn.removeprefix("sqlite:///")
 
 
-def _url(dsn: str, *, is_async: bool = False) -> str:
+def url(dsn: str, *, is_async: bool = False) -> str:
+    """
+    Spell a DSN as SQLAlchemy does.
+    """
     if dsn.startswith("sqlite"):
         return dsn.replace("sqlite:", "sqlite+aiosqlite:" if is_async else "sqlite:")
     return dsn.replace("postgres:", "postgresql+psycopg:").replace(
@@ -185,6 +212,12 @@ class Sqlite3Explicit(Sqlite3):
 
     def open(self) -> None:
         self._raw = sqlite3.connect(path_of(self.dsn), isolation_level=None)
+        self.again()
+
+    def again(self) -> None:
+        """
+        Begin another transaction.
+        """
         self._raw.execute("BEGIN")
 
 
@@ -210,6 +243,12 @@ class PsycopgBlocks(Psycopg):
 
     def open(self) -> None:
         self._raw = psycopg.connect(self.dsn, autocommit=True)
+        self.again()
+
+    def again(self) -> None:
+        """
+        Begin another transaction.
+        """
         self._raw.execute("BEGIN")
 
 
@@ -223,6 +262,11 @@ class PsycopgPipeline(Psycopg):
         self._pipeline = self._raw.pipeline()
         self._pipeline.__enter__()
 
+    def commit(self) -> None:
+        super().commit()
+        with self._raw.pipeline():
+            pass  # leaving an inner one waits for the answers
+
     def close(self) -> None:
         self._pipeline.__exit__(None, None, None)
         super().close()
@@ -234,7 +278,7 @@ class CoreConnection(Way):
     """
 
     def open(self) -> None:
-        self._engine = sa.create_engine(_url(self.dsn))
+        self._engine = sa.create_engine(url(self.dsn))
         self._connection = self._engine.connect()
         self._nested: list[Any] = []
 
@@ -301,6 +345,15 @@ class DjangoConnection(Way):
     def connection(self) -> Any:
         return self._connection
 
+    @staticmethod
+    def handler() -> Any:
+        """
+        Return where Django keeps its connections.
+        """
+        from django.db import connections
+
+        return connections
+
     def sql(self, sql: str) -> None:
         with self._connection.cursor() as cursor:
             cursor.execute(sql)
@@ -316,6 +369,13 @@ class DjangoConnection(Way):
         self._leave(None)
 
     commit, roll_back = keep, undo
+
+    def again(self) -> None:
+        """
+        Begin another transaction.
+        """
+        self._atomic = [self._transaction.atomic(using="business")]
+        self._atomic[0].__enter__()
 
     def _leave(self, error: Exception | None) -> None:
         self._atomic.pop().__exit__(error and type(error), error, None)
@@ -398,7 +458,7 @@ class AsyncCoreConnection(Async):
     """
 
     async def aopen(self) -> None:
-        self._engine = create_async_engine(_url(self.dsn, is_async=True))
+        self._engine = create_async_engine(url(self.dsn, is_async=True))
         self._connection: Any = await self._engine.connect()
         self._nested: list[Any] = []
 

@@ -30,7 +30,7 @@ from fasten.repository.insertion import (
     is_missing_table,
 )
 
-__all__ = ["MUST_BE_AWAITED", "Misplaced", "Nudge", "ainsert", "insert", "kind_of"]
+__all__ = ["Misplaced", "Nudge", "ainsert", "insert", "kind_of"]
 
 Kind = Literal[
     "sqlite3",
@@ -58,10 +58,6 @@ _KINDS: Final[dict[tuple[str, str], Kind]] = {
     ("django.db.backends.base.base", "BaseDatabaseWrapper"): "django",
     ("django.utils.connection", "ConnectionProxy"): "django",
 }
-MUST_BE_AWAITED: Final = (
-    "a psycopg AsyncConnection must be awaited: use "
-    "`await fasten.aemit(..., connection=connection)`"
-)
 _known: Final[dict[type, Kind | None]] = {}
 
 
@@ -124,7 +120,7 @@ def insert(connection: Any, entry: Entry, place: Place, nudge: Nudge) -> None:
     Insert *entry* in the transaction of *connection*, which stays usable.
 
     Through SQLAlchemy's async twins, which cannot be waited for here, it is done as
-    their transaction commits.
+    their transaction commits. What else must be awaited has been refused before.
 
     Raises:
         TypeError: the connection is of no kind that can be used.
@@ -135,8 +131,6 @@ def insert(connection: Any, entry: Entry, place: Place, nudge: Nudge) -> None:
     if kind == "scoped":
         insert(connection(), entry, place, nudge)
         return
-    if kind not in _WAYS:
-        raise TypeError(MUST_BE_AWAITED)
     with _explained(entry, place, also=Misplaced):
         _WAYS[kind](connection, entry, place, nudge)
 

@@ -65,19 +65,23 @@ def _row_of(waiting: _Waiting) -> tuple[Any, ...]:
     Raises:
         ValueError: the payload is no row of the id that it has.
     """
-    row = tuple(json.loads(waiting.payload))
-    if len(row) != len(Pending._fields) or row[0] != waiting.id:
+    given = json.loads(waiting.payload)
+    if not isinstance(given, list) or len(given) != len(Pending._fields):
         raise ValueError("the payload is no audit row")
-    if type(row[1]) is not int or not all(
-        f is None or type(f) is str for f in _others(row)
-    ):
+    id_, timestamp_us, *others = given
+    if id_ != waiting.id:
+        raise ValueError("the payload has another id")
+    if type(timestamp_us) is not int or not 0 <= timestamp_us < _END_US:
+        raise ValueError("the payload has no time of this era")
+    if not all(field is None or type(field) is str for field in others):
         raise ValueError("the payload holds values of a wrong type")
-    return row
+    if b"\0" in "".join(filter(None, others)).encode():
+        raise ValueError("the payload holds a NUL")
+    return tuple(given)
 
 
-def _others(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return row[:1] + row[2:]
-
+_END_US: Final = 253_402_300_800_000_000
+"""The year 10000, in microseconds since 1970: what no store can hold."""
 
 _ASK: Final = """
 SELECT o.oid::bigint, current_database(), session_user,
@@ -221,9 +225,9 @@ class OutboxRepository:
 
     def backlog(self) -> int:
         """
-        Return how many rows wait.
+        Return how many rows wait; from any thread.
         """
-        with self._looking() as connection:
+        with self.database.reading() as connection:
             counted = sa.select(sa.func.count()).select_from(self.table)
             return int(connection.execute(counted).scalar_one())
 

@@ -47,6 +47,7 @@ from fasten.errors import (
     UnknownCode,
 )
 from fasten.outbox import Held, Outbox, refuse_awaited
+from fasten.records import Author, own_row
 from fasten.redact import Redactor
 from fasten.rows import (
     API_COLUMNS,
@@ -249,28 +250,14 @@ class Engine:
         entry = self.registry.entries[code]
         ns = self._clock_ns()
         id_ = self._mint(ns)
-        row = Pending(
+        row = own_row(
+            self.registry.entries[code],
+            target,
+            self._own_redactor.encode(dict(detail)),
             id=id_,
             timestamp_us=ns // 1000,
-            code=code,
-            action=entry.action,
-            severity=entry.severity,
-            category=entry.category,
-            domain="fasten",
-            retention_class="long",
-            outcome="success",
-            actor="fasten",
-            actor_kind="service",
-            on_behalf_of=None,
-            tenant_id=self.settings.tenant_id,
-            client=None,
-            target=target,
-            method="sdk",
-            reason=None,
             request_id=context.current_request_id() or context.sentinel(),
-            trace_id=None,
-            span_id=None,
-            detail=self._own_redactor.encode(dict(detail)),
+            author=Author(tenant_id=self.settings.tenant_id),
         )
         anchor = self._redactor.anchor
         given: dict[str, Any] = {k: v and anchor(v) for k, v in anchors.items()}

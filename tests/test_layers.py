@@ -19,7 +19,7 @@ from tests.outside import ROOT
 
 VALUES: Final = (
     *("errors", "settings", "codes", "rows", "redact"),
-    *("chain", "evidence", "retention"),
+    *("records", "chain", "evidence", "retention"),
 )
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")

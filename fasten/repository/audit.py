@@ -18,9 +18,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from fasten import chain
+from fasten.codes import registry
+from fasten.context import current_request_id, sentinel
+from fasten.records import FASTEN, Author, own_row
 from fasten.repository.database import Database, SchemaProblem
+from fasten.repository.erasures import Erasure, Erasures
+from fasten.repository.holds import Holds, covered
+from fasten.repository.meta import Meta, clock
 from fasten.repository.reading import (
     AuditReader,
+    microseconds,
     wire_time,
 )
 from fasten.repository.schema import Schema
@@ -35,15 +42,20 @@ from fasten.rows import (
     AUDIT_COLUMNS,
     AuditRow,
     Page,
+    Pending,
     Query,
+    UlidMinter,
+    canonical_json,
     ulid_ms,
     ulid_stamp,
 )
 from fasten.settings import Dsn
 
-__all__ = ["AuditRepository", "Writer"]
+__all__ = ["MOST_IDS", "AuditRepository", "Writer", "erasure_details"]
 
 PIECE_ROWS: Final = 64
+MOST_IDS: Final = 1000
+"""How many rows one AUDIT_ROW_ERASED row names."""
 
 
 @attrs.frozen
@@ -68,10 +80,14 @@ class AuditRepository:
         database: Database | None = None,
         *,
         entropy: Callable[[int], bytes] = os.urandom,
+        author: Author = FASTEN,
     ) -> None:
         self.dsn = dsn
         self.database = database or Database(dsn)
+        self.author = author
+        self.erasures = Erasures()
         self._entropy = entropy
+        self._ulids, self._pid = UlidMinter(entropy), os.getpid()
         self._tables: Tables | None = None
         self._schema: Schema | None = None
         self._sql: dict[str, Statement] = {}
@@ -84,6 +100,20 @@ class AuditRepository:
         if self._tables is None:
             self._tables = audit_tables(self.dsn)
         return self._tables
+
+    @cached_property
+    def meta(self) -> Meta:
+        """
+        Return what the store knows of itself.
+        """
+        return Meta(self.tables.meta)
+
+    @cached_property
+    def holds(self) -> Holds:
+        """
+        Return the legal holds.
+        """
+        return Holds(self.meta)
 
     @property
     def schema(self) -> Schema:
@@ -175,6 +205,50 @@ class AuditRepository:
         fresh = [row for row in rows if row[0] not in known]
         return self._add(connection, writer, node, fresh, lambda: None)
 
+    def record_within(
+        self,
+        connection: Connection,
+        writer: Writer,
+        records: Iterable[tuple[str, str, Mapping[str, Any]]],
+    ) -> list[tuple[Any, ...]]:
+        """
+        Store rows of fasten's own, (code, target, detail), in a caller's transaction.
+
+        Raises:
+            Exception: whatever the driver says; the transaction has to be rolled back.
+        """
+        node = self._lock_node(connection, writer)
+        rows = [
+            self.own_row(code, target, said, node[2]) for code, target, said in records
+        ]
+        return self._add(connection, writer, node, rows, lambda: None)
+
+    def own_row(
+        self, code: str, target: str, detail: Mapping[str, Any], now: Any
+    ) -> tuple[Any, ...]:
+        """
+        Make a row of fasten's own, of *now* by the store's clock.
+        """
+        registry.ensure()
+        us = microseconds(now)
+        return tuple(
+            own_row(
+                registry.entries[code],
+                target,
+                canonical_json(detail),
+                id=self._next_id(us),
+                timestamp_us=us,
+                request_id=current_request_id() or sentinel(),
+                author=self.author,
+            )
+        )
+
+    def _next_id(self, us: int) -> str:
+        if self._pid != os.getpid():  # forked: the parent counts on from here, too
+            self._ulids.reseed()
+            self._pid = os.getpid()
+        return self._ulids(us * 1000)
+
     def _add(
         self,
         connection: Connection,
@@ -188,9 +262,48 @@ class AuditRepository:
         """
         seq, ahead, now = node
         heads = self._heads(connection, writer)
-        sealed = self._seal(connection, writer, fresh, seq, heads, now, pause)
+        doomed = self._doomed(connection, fresh)
+        sealed = self._seal(connection, writer, fresh, seq, heads, now, pause, doomed)
+        if doomed:
+            said = self._said_erased(doomed, now)
+            at = seq + len(sealed)
+            sealed += self._seal(connection, writer, said, at, heads, now, pause, {})
+            fresh = [*fresh, *said]
         self._advance(connection, writer, heads, seq + len(sealed), now, ahead, fresh)
         return sealed
+
+    def _doomed(
+        self, connection: Connection, fresh: list[Any]
+    ) -> dict[str, list[Erasure]]:
+        """
+        Return the erasures about rows that were on their way meanwhile, by their ids.
+        """
+        found = self._statement("erasures").run(connection)
+        self.erasures = Erasures(
+            Erasure.read(row[:5], microseconds(row[5])) for row in found
+        )
+        doomed = self.erasures.among(fresh)
+        if not doomed:
+            return doomed
+        holds = self.holds.active(connection)
+        rows = {row[0]: dict(zip(Pending._fields, row, strict=True)) for row in fresh}
+        return {k: found for k, found in doomed.items() if not covered(holds, rows[k])}
+
+    def _said_erased(
+        self, doomed: dict[str, list[Erasure]], now: Any
+    ) -> list[tuple[Any, ...]]:
+        """
+        Make the records that name rows which are stored already erased.
+        """
+        named: dict[Erasure, list[str]] = {}
+        for id_, entries in doomed.items():
+            for entry in entries:
+                named.setdefault(entry, []).append(id_)
+        return [
+            self.own_row("AUDIT_ROW_ERASED", ids[0], detail, now)
+            for entry, ids in named.items()
+            for detail in erasure_details(ids, entry.fields, entry.reason)
+        ]
 
     def _lock_node(
         self, connection: Connection, writer: Writer
@@ -247,6 +360,7 @@ class AuditRepository:
         heads: dict[str, chain.Head],
         now: Any,
         pause: Callable[[], None],
+        doomed: Mapping[str, list[Erasure]],
     ) -> list[tuple[Any, ...]]:
         sealed: list[tuple[Any, ...]] = []
         with self._loader(connection) as load:
@@ -263,6 +377,8 @@ class AuditRepository:
                     salts=self._entropy(chain.SALT_BYTES * len(piece)),
                     stored_at=now if isinstance(now, str) else wire_time(now),
                 )
+                if doomed:
+                    part = [_without(row, doomed) for row in part]
                 load(part)
                 sealed += part
         return sealed
@@ -407,6 +523,30 @@ class AuditRepository:
 
 
 _CLASS: Final = 7  # Pending.retention_class
+_ID: Final = AUDIT_COLUMNS.index("id")
+_ENTRY: Final = ("field", "salt", "digest", "fields", "reason")
+
+
+def _without(
+    row: tuple[Any, ...], doomed: Mapping[str, list[Erasure]]
+) -> tuple[Any, ...]:
+    """
+    Return a sealed row without what its erasures name.
+    """
+    entries = doomed.get(row[_ID], ())
+    return chain.erase(row, {field for entry in entries for field in entry.fields})
+
+
+def erasure_details(
+    ids: Sequence[str], fields: Iterable[str], reason: str
+) -> Iterator[dict[str, Any]]:
+    """
+    Yield the details of the AUDIT_ROW_ERASED rows that name *ids*.
+    """
+    named = sorted(fields)
+    for start in range(0, len(ids), MOST_IDS):
+        part = list(ids[start : start + MOST_IDS])
+        yield {"ids": part, "fields": named, "reason": reason}
 
 
 def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
@@ -414,18 +554,16 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
     upsert = postgresql.insert if is_postgres else sqlite.insert
     node, head, writer = tables.node, tables.head, tables.writer
     # On SQLite BEGIN IMMEDIATE holds the lock that FOR UPDATE takes on Postgres.
-    now = (
-        sa.func.clock_timestamp()
-        if is_postgres
-        else sa.literal_column("strftime('%Y-%m-%dT%H:%M:%f', 'now') || '000Z'")
-    )
+    now = clock("postgresql" if is_postgres else "sqlite")
     at_node = (node.c.service_id == p("service_id")) & (
         node.c.source_node_id == p("source_node_id")
     )
     at_head = (head.c.service_id == p("service_id")) & (
         head.c.source_node_id == p("source_node_id")
     )
-    marked = upsert(writer).values({c.name: p(c.name) for c in writer.c})
+    marked = upsert(writer).values(
+        {c.name: p(c.name) for c in writer.c if c.name != "followed_at"}
+    )
     return {
         "node": sa.select(node.c.seq, node.c.ahead_ms, now)
         .where(at_node)
@@ -446,6 +584,7 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
         "watermark": sa.select(writer.c.watermark).where(
             writer.c.writer_id == p("writer_id")
         ),
+        "erasures": sa.select(*(tables.erasure.c[c] for c in (*_ENTRY, "erased_at"))),
         "insert": tables.audit.insert().values({c: p(c) for c in AUDIT_COLUMNS}),
         "move_node": node.update()
         .where(at_node)

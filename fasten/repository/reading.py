@@ -36,6 +36,7 @@ __all__ = [
     "audit_conditions",
     "audit_row",
     "audit_values",
+    "microseconds",
     "moment",
     "scope",
     "wire_time",
@@ -277,11 +278,18 @@ def _detail(text: str) -> dict[str, Any]:
     """
     try:
         value, end = _scan(text, 0)
-    except StopIteration:
+    except (StopIteration, ValueError, RecursionError):
         end = -1
     if end != len(text):
         value = text
     return value if isinstance(value, dict) else {"value": value}
+
+
+def microseconds(moment: datetime | str) -> int:
+    """
+    Read a time as a store's columns hold it, in microseconds since 1970.
+    """
+    return parse_timestamp(moment if isinstance(moment, str) else wire_time(moment))
 
 
 def wire_time(moment: datetime) -> str:

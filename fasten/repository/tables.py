@@ -120,6 +120,8 @@ def audit_tables(dsn: Dsn) -> Tables:
             column("source_node_id"),
             column("watermark", big),
             column("updated_at", moment),
+            # The newest erasure that the writer has followed, to its last file.
+            column("followed_at", moment, nullable=True),
         ),
         outbox=side(
             "outbox",
@@ -137,10 +139,11 @@ def audit_tables(dsn: Dsn) -> Tables:
             *place(),
             column("retention_class", primary_key=True),
             column("size", big, primary_key=True, autoincrement=False),
+            # An idle chain is signed once a day at the same size.
+            column("created_at", moment, primary_key=True),
             column("monotonic_seq", big),
             column("root"),
             column("note"),
-            column("created_at", moment),
         ),
         erasure=side(
             "erasure",

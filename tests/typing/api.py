@@ -165,6 +165,8 @@ def reading() -> None:
         elif isinstance(row, ApiRow):
             print(row.status, row.duration_ms, row.bytes)
     print(page.next, page.completeness, page.total, len(fasten.trail("a1b2c3d4")))
+    report = fasten.verify(key="shop+1234abcd+AbCd", require_anchor=True)
+    print(report.ok, report.status, [str(finding) for finding in report.findings])
 
 
 def codes() -> None:

@@ -89,7 +89,7 @@ def _of_store(settings: Settings, reached: Store, host: Host) -> Iterator[Findin
     try:
         row, found = check_round_trip(settings, reached, host)
         yield from found
-        yield from check_evidence(reached)
+        yield from check_evidence(settings, reached)
         yield from check_clock(reached, row, host)
     except AuditStoreError as error:
         yield fail("store", str(error))

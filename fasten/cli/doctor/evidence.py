@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the newest rows of a store prove: recomputed from their columns, and linked.
+What a store proves: verified as a whole, or recomputed for its newest rows.
 """
 
 from __future__ import annotations
@@ -10,25 +10,33 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from fasten.chain import COMMITTED_FIELDS, FORM, HEADER_KEYS, Salt, commitment_of
-from fasten.cli.doctor.finding import Finding, fail, ok
+from fasten.cli.doctor.finding import Finding, fail, ok, warn
 from fasten.cli.source import Store
+from fasten.errors import MissingExtra
 from fasten.rows import AuditRow, Query, canonical_json
+from fasten.settings import Dsn, Settings
 
 if TYPE_CHECKING:
     from fasten.repository import AuditRepository
 
 __all__ = ["check_evidence", "faults_of"]
 
+_WHOLE: Final = 20_000
+"""Up to so many rows the whole store is verified: that is a matter of seconds."""
+
 _LOOKED_AT: Final = 1_000
 _MOST_PLACES: Final = 20
+_CURE: Final = "keep the store as it is, and run `fasten verify` over the whole of it"
 
 
-def check_evidence(found: Store) -> list[Finding]:
+def check_evidence(settings: Settings, found: Store) -> list[Finding]:
     """
-    Recompute the newest rows of each node, and how they link.
+    Verify the store, or of a large one the newest rows of each node.
     """
     repository: AuditRepository = found.repository  # type: ignore[assignment]
     ends = found.read(repository.positions)
+    if sum(ends.values()) <= _WHOLE:
+        return [_verified(settings, found.dsn)]
     faults: list[str] = []
     looked_at = 0
     for place, end in sorted(ends.items())[:_MOST_PLACES]:
@@ -38,14 +46,25 @@ def check_evidence(found: Store) -> list[Finding]:
         faults += _broken(rows)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        return [
-            fail(
-                "evidence",
-                f"chain broken: {faults[0]}{more}",
-                "keep the store as it is, and run `fasten verify` for the whole of it",
-            )
-        ]
-    return [ok("evidence", f"chain intact over the newest {looked_at} rows")]
+        return [fail("evidence", f"chain broken: {faults[0]}{more}", _CURE)]
+    message = f"chain intact over the newest {looked_at} rows of {sum(ends.values())}"
+    return [ok("evidence", message)]
+
+
+def _verified(settings: Settings, dsn: Dsn) -> Finding:
+    from fasten.proof import trusted, verify_store  # loads the store's code
+
+    try:
+        report = verify_store(dsn, verifiers=trusted(settings))
+    except MissingExtra as error:
+        return warn("evidence", f"chain not verified: {error}")
+    if report.ok:
+        return ok("evidence", f"chain verified: {report.rows} rows, {report.verdict}")
+    first, *others = report.findings
+    more = f" and {len(others)} more" if others else ""
+    if report.status == "unverifiable":
+        return warn("evidence", f"chain not verified: {first}{more}")
+    return fail("evidence", f"chain broken: {first}{more}", _CURE)
 
 
 def _broken(rows: list[AuditRow]) -> list[str]:

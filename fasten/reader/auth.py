@@ -239,16 +239,19 @@ def authenticator(
         )
     if isinstance(auth, Mapping):
         return Bearer(auth)
+    _check_callable(auth)
+    return auth
+
+
+def _check_callable(auth: object) -> None:
     if not callable(auth):
         raise TypeError(
             f"auth= is a {type(auth).__name__}; give fasten.reader.bearer({{...}}), a "
             'function of the headers that returns a Principal or None, or "none"'
         )
-    if inspect.iscoroutinefunction(auth) or inspect.iscoroutinefunction(
-        getattr(auth, "__call__", None)  # noqa: B004  (its code, not its presence)
-    ):
+    call = getattr(auth, "__call__", None)  # noqa: B004  (its code, not its presence)
+    if inspect.iscoroutinefunction(auth) or inspect.iscoroutinefunction(call):
         raise TypeError(
             "auth= is a coroutine function, but the reader asks it in a thread; "
             "give a plain function"
         )
-    return auth

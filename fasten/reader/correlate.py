@@ -9,6 +9,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from heapq import merge
+from itertools import islice
 from typing import Any, Final
 
 import attrs
@@ -99,18 +100,14 @@ class Correlation:
         }
         # A row that came late stands behind younger ones in its own stream: merged
         # by stream, to know how far each was read, and put in order after that.
-        shown = [
-            (stream, row)
-            for (stream, row), _ in zip(_merged(pages), range(self.limit), strict=False)
-        ]
+        shown = list(islice(_merged(pages), self.limit))
         following = self._behind(pages, shown)
         shown.sort(key=lambda entry: (entry[1].timestamp, STREAMS.index(entry[0])))
-        completeness = _completeness(pages.values())
         listing = Listing(
             rows=[{"shape": stream, **row.to_dict()} for stream, row in shown],
             limit=self.limit,
             next=None if following is None else _encode(following.places),
-            completeness=completeness,
+            completeness=_completeness(pages.values()),
             source=source if _has_ring(pages.values()) else None,
         )
         return listing, following

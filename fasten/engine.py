@@ -247,7 +247,6 @@ class Engine:
 
         *anchors* replace what stands for fasten itself, as in actor="auditor".
         """
-        entry = self.registry.entries[code]
         ns = self._clock_ns()
         id_ = self._mint(ns)
         row = own_row(
@@ -577,8 +576,11 @@ class Engine:
         """
         Close as the interpreter goes; rows emitted later still reach the spool.
         """
-        if not self._is_closed:
-            self._shut(EXIT_S)
+        if self._is_closed:
+            return
+        self._shut(EXIT_S)
+        if self.delivery is not None:
+            self.delivery.spool.outlast_threads()
 
     def after_fork_in_child(self) -> None:
         """

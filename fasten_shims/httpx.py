@@ -19,14 +19,14 @@ def install(client: Any) -> Any:
     A header that the caller set stays.
     """
     if hasattr(client, "aclose"):
-
-        async def on_request(request: Any) -> None:
-            _add(request)
-
-        client.event_hooks["request"].append(on_request)
+        client.event_hooks["request"].append(_add_async)
     else:
         client.event_hooks["request"].append(_add)
     return client
+
+
+async def _add_async(request: Any) -> None:
+    _add(request)
 
 
 def _add(request: Any) -> None:

@@ -527,6 +527,8 @@ class TestReentry:
             acked.append(fasten.emit("USER_UPDATED", f"u-{n}"))
         del dying
         gc.collect()
+        # Some may be dying in another thread's collection, which ours does not await.
+        wait_until(lambda: len(acked) == 1000)
         assert fasten.flush(20)
 
         rows = rows_of(sqlite_dsn)

@@ -793,10 +793,16 @@ class TestDecorating:
                 return engine.current()
 
             def test_one(self, trail):
+                """
+                Emit one row.
+                """
                 fasten.emit("AUTH_LOGIN", "one")
                 seen.append(len(trail.audit))
 
             def test_two(self):
+                """
+                Emit another row.
+                """
                 fasten.emit("AUTH_LOGIN", "two")
                 seen.append(self.helper() is not None)
 
@@ -819,10 +825,16 @@ class TestUnittest:
                 self.trail = self.enterContext(capture())
 
             def test_one(self):
+                """
+                Emit one row.
+                """
                 fasten.emit("AUTH_LOGIN", "one")
                 self.trail.assert_emitted("AUTH_LOGIN", times=1)
 
             def test_two(self):
+                """
+                Emit another row.
+                """
                 fasten.emit("AUTH_LOGIN", "two")
                 seen.append(self.trail.audit[0]["id"])
                 self.trail.assert_emitted("AUTH_FAILED")
@@ -846,6 +858,9 @@ class TestUnittest:
                 cls.trail = cls.enterClassContext(capture())
 
             async def test_one(self):
+                """
+                Emit one row from a thread.
+                """
                 await asyncio.to_thread(fasten.emit, "AUTH_LOGIN", "one")
                 self.trail.assert_emitted("AUTH_LOGIN", target="one")
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -70,6 +71,26 @@ _NESTING: Final = 64  # signal handlers in handlers: how far rows get out of ord
 _CLOSED: Final = (TypeError, ValueError)  # what a closed mmap answers to a copy
 
 
+class _LastLock:
+    """
+    A lock whose holder may be gone: daemon threads end where they are, unlocking
+    nothing. What comes then (a `__del__`) is alone, and does not wait.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._held: list[bool] = []  # by the thread that is inside
+
+    def __enter__(self) -> bool:
+        is_held: bool = self._lock.acquire(blocking=not sys.is_finalizing())
+        self._held.append(is_held)
+        return is_held
+
+    def __exit__(self, *_: object) -> None:
+        if self._held.pop():
+            self._lock.release()
+
+
 class Spool:
     """
     The queue of a process and its journal: rows wait here until they are delivered.
@@ -107,12 +128,18 @@ class Spool:
     def _renew_locks(self) -> None:
         # Guards the next index, the copy into the segment and the cache; held for
         # that and nothing else (and a write, where the copy is not possible).
-        self._lock = threading.RLock()
+        self._lock: AbstractContextManager[Any] = threading.RLock()
         # Held by whoever does the file work; callers never wait for it.
         self._tending = threading.Lock()
         # Held across fdatasync: who waits for it shares the next one. Never taken
         # by who holds _lock.
-        self._syncing = threading.RLock()
+        self._syncing: AbstractContextManager[Any] = threading.RLock()
+
+    def outlast_threads(self) -> None:
+        """
+        Wait for no thread that went with the interpreter: its locks stay locked.
+        """
+        self._lock, self._syncing = _LastLock(self._lock), _LastLock(self._syncing)
 
     def _reset(self) -> None:
         """
@@ -275,11 +302,16 @@ class Spool:
         is_written = self._write(b"".join(frames), may_copy=self._halfway == index)
         if not is_written:
             self._memory_only += 1
-            self._unwritten_from = self._unwritten_from or index
+            self._mark_unwritten(index)
         if self._is_cache_full():
             return is_written
         self._cache.append((index, row))
         return True
+
+    def _mark_unwritten(self, index: int) -> None:
+        # Not min(): a call would let a handler in, whose mark would be lost.
+        if not self._unwritten_from or index < self._unwritten_from:
+            self._unwritten_from = index
 
     def _write(self, data: bytes, *, may_copy: bool) -> bool:
         """
@@ -750,38 +782,36 @@ class Spool:
         """
         Open the journal after trouble, and write down what was in memory only.
         """
-        first = self._unwritten_from
+        rows: list[Row] = []
         try:
             # Until this is done, callers keep away from the files.
             journal = self._journal or self._new_journal()
             self._make_room(journal, FIRST_SEGMENT)
             side = journal.appendable(self._base(), 0)  # or the trouble is not over
             rows = self._reopen(journal, side)
-            if first:
-                known = [row for row in rows if row[0] >= first]
-                known.sort(key=itemgetter(0))
-                self._rewrite(
-                    journal, [(index, ROW, pack(row)) for index, row in known]
-                )
+            self._rewrite(journal, [(index, ROW, pack(row)) for index, row in rows])
         except OSError as error:
-            self._unwritten_from = first
+            if rows:
+                self._mark_unwritten(rows[0][0])
             self._fail(error)
         else:
             self._fault = ""
 
     def _reopen(self, journal: Journal, side: Segment) -> list[Row]:
         """
-        Let rows go to *side* from now on; return those in memory until then.
+        Let rows go to *side* from now on; return those that may be in memory only.
         """
         with self._lock:
             inside, self._is_inside = self._is_inside, True
             try:
                 self._seal_side()
                 self._journal, self._side = journal, side
-                self._is_broken, self._unwritten_from = False, 0
-                return [*self._held, *self._staged, *self._cache]
+                first, self._unwritten_from = self._unwritten_from, 0
+                self._is_broken = False
+                rows = [*self._held, *self._staged, *self._cache] if first else []
             finally:
                 self._is_inside = inside
+        return sorted((row for row in rows if row[0] >= first), key=itemgetter(0))
 
     def _rewrite(self, journal: Journal, frames: list[Frame]) -> None:
         """

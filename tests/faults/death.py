@@ -1,31 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Death: victims that are killed at random instants, and what their heir stores.
+Death: victims that end in every way there is, and what their heir stores.
 
 One *range* process loads fasten once and forks a victim per trial, so that hundreds
-of kills take seconds. Run as a script it is that range.
+of deaths take minutes. Run as a script it is that range.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import itertools
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.oracle import Outcome, judge
+from tests.faults import failpoints
+from tests.faults.heir import inherit
+from tests.faults.oracle import Outcome, judge, read_acks
+from tests.faults.victim import emit_on, settings_of
 from tests.outside import ROOT, wait_until
 
-__all__ = ["kill_at_random"]
+__all__ = ["ENDS", "KINDS", "die", "kill_at_random", "kill_at_steps"]
 
 THREADS: Final = 4
-CODES: Final = ("USER_CREATED", "BATCH_PROCESSED", "CONFIG_UPDATED")
+KINDS: Final = ("plain", "signals", "del", "logging")
+"""Where rows come from: threads, and a signal handler, `__del__`, a logging handler."""
+
+PAUSE_S: Final = 0.001
+
+PATIENCE_S: Final = 20.0
+"""How long a victim may take to end by itself."""
+
+STEP_S: Final = 3.0
+"""How long a victim is waited for that is to die at a step."""
 
 
 def kill_at_random(
@@ -34,98 +50,140 @@ def kill_at_random(
     """
     Kill *trials* victims with 4 emitting threads each; let an heir deliver the rest.
 
-    *kind* `signals` adds emits from a signal handler, `del` from `__del__`.
+    *kind* is one of KINDS.
     """
+    causes = [f"random/{kind}"] * trials
+    return _shoot(f"kill -9 at random, {kind}", dsn, directory, causes, seed)
+
+
+def kill_at_steps(dsn: str, directory: Path, *, trials: int, seed: int = 0) -> Outcome:
+    """
+    Kill *trials* victims at each step of `failpoints`.
+    """
+    causes = [f"step/{step}" for step in failpoints.STEPS] * trials
+    return _shoot("kill -9 at each step", dsn, directory, causes, seed)
+
+
+def die(dsn: str, directory: Path, *, trials: int, seed: int = 0) -> Outcome:
+    """
+    Let *trials* victims end in each way of ENDS.
+    """
+    causes = [f"end/{end}" for end in ENDS] * trials
+    return _shoot("exit, abort, signals, exceptions", dsn, directory, causes, seed)
+
+
+def _shoot(
+    name: str, dsn: str, directory: Path, causes: list[str], seed: int
+) -> Outcome:
+    directory.mkdir(parents=True, exist_ok=True)
+    acks = directory.parent / f"{directory.name}.acks"
+    start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", __name__, dsn, str(directory), str(trials), kind, str(seed)],
+        [sys.executable, "-m", __name__, dsn, str(directory), str(acks), str(seed)],
+        input="\n".join(causes),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=60 + 2 * trials,
+        timeout=120 + PATIENCE_S * len(causes),
     )
     if done.returncode:
-        raise RuntimeError(f"the range failed:\n{done.stderr}")
-    store = "sqlite" if dsn.startswith("sqlite") else "postgres"
-    acks = done.stdout.splitlines()
-    return judge(f"kill -9, {kind}, {store}", dsn, acks, trials=trials)
+        raise RuntimeError(f"the range failed:\n{done.stderr[-4000:]}")
+    inherit(dsn, directory)
+    store = "SQLite" if dsn.startswith("sqlite") else "Postgres"
+    with acks.open(encoding="ascii") as file:
+        found = judge(
+            f"{name} ({store})",
+            dsn,
+            read_acks(file),
+            trials=len(causes),
+            hangs=done.stdout.count("hangs\n"),
+            wrong=done.stdout.splitlines(),
+        )
+    return found.lasting(time.monotonic() - start)
 
 
 # --- in the range ------------------------------------------------------------------
 
 
-def _range(dsn: str, directory: str, trials: int, kind: str, seed: int) -> None:
+def _range(dsn: str, directory: str, acks: str, seed: str) -> None:
     import sqlalchemy  # noqa: F401  (loaded before the forks, not in each)
 
     import fasten.repository  # noqa: F401
 
     dice = random.Random(seed)
-    for trial in range(trials):
-        sys.stdout.writelines(_one_victim(dsn, directory, f"{kind}{trial}", kind, dice))
-    sys.stdout.flush()
-    _inherit(dsn, directory)
+    os.environ.pop("FASTEN_SERVICE_ID", None)
+    for trial, cause in enumerate(sys.stdin.read().splitlines()):
+        fd = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        sys.stdout.flush()
+        chance = random.Random(dice.random())
+        pid = os.fork()
+        if pid == 0:
+            _live(settings_of(dsn, directory), f"{trial}", cause, fd, chance)
+            return  # an ordinary exit, atexit handlers and all
+        if not _await_end(pid, cause, fd, chance):
+            sys.stdout.write(f"{cause} hangs\n")
+        os.close(fd)
 
 
-def _settings(dsn: str, directory: str) -> dict[str, Any]:
-    return {
-        "service_id": "victim",
-        "node_id": "n",
-        "audit_dsn": dsn,
-        "spool_dir": directory,
-        "stdout": "",
-    }
+def _await_end(pid: int, cause: str, acks: int, dice: random.Random) -> bool:
+    before = os.fstat(acks).st_size
+    patience = STEP_S if cause.startswith("step/") else PATIENCE_S
+    if cause.startswith("random/"):
+        # From its first row on: while the store is being opened, and in full swing.
+        with suppress(TimeoutError):
+            wait_until(lambda: os.fstat(acks).st_size > before, PATIENCE_S)
+        patience = dice.random() * dice.choice((0.02, 0.1, 0.5))
+    try:
+        wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0], patience)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        # A step that a run does not come to is no hang: it was killed all the same.
+        return not cause.startswith("end/")
+    return True
 
 
-def _one_victim(
-    dsn: str, directory: str, name: str, kind: str, dice: random.Random
-) -> list[str]:
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        _live(dsn, directory, name, kind, writer)
-    os.close(writer)
-    select.select([reader], [], [], 30)  # the first acknowledgement
-    time.sleep(dice.random() * 0.12)
-    os.kill(pid, signal.SIGKILL)
-    with open(reader, encoding="ascii") as pipe:
-        lines = pipe.readlines()
-    os.waitpid(pid, 0)
-    return [line for line in lines if line.endswith("\n")]
-
-
-def _live(dsn: str, directory: str, name: str, kind: str, writer: int) -> None:
+def _live(
+    settings: dict[str, Any], name: str, cause: str, acks: int, dice: random.Random
+) -> None:
     import fasten
 
-    fasten.init(**_settings(dsn, directory))
-
-    def emit(thread: str, number: int) -> None:
-        target = f"{name}/{thread}/{number}"
-        id_ = fasten.emit(CODES[number % 3], target, detail={"n": number, "x": "y" * 99})
-        os.write(writer, f"{id_} {target}\n".encode())
+    what, _, which = cause.partition("/")
+    if what == "step":
+        failpoints.retain(0.0)
+        failpoints.arm(which, dice.choice((1, 2, 3, 10)), "kill")
+    fasten.init(**settings)
+    emit = emit_on(name, acks)
 
     def emitting(thread: str) -> None:
         for number in range(10**9):
             emit(thread, number)
-            time.sleep(0)
+            time.sleep(PAUSE_S)
 
     for thread in range(THREADS):
         threading.Thread(target=emitting, args=(str(thread),), daemon=True).start()
-    if kind == "signals":
-        _emit_from_signals(emit)
-    elif kind == "del":
-        _emit_from_del(emit)
-    emitting("main")
+    _SOURCES.get(which, lambda _: None)(emit)
+    if what == "end":
+        time.sleep(dice.random() * 0.4)
+        ENDS[which](emit)
+    else:
+        emitting("main")
 
 
-def _emit_from_signals(emit: Any) -> None:
-    numbers = iter(range(10**9))
+# --- where rows come from -----------------------------------------------------------
+
+Emit = Callable[[str, int], int]
+
+
+def _from_signals(emit: Emit) -> None:
+    numbers = itertools.count()
     signal.signal(signal.SIGALRM, lambda *_: emit("signal", next(numbers)))
     signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
 
 
-def _emit_from_del(emit: Any) -> None:
-    numbers = iter(range(10**9))
+def _from_del(emit: Emit) -> None:
+    numbers = itertools.count()
 
     class Dying:
         def __del__(self) -> None:
@@ -140,19 +198,72 @@ def _emit_from_del(emit: Any) -> None:
     threading.Thread(target=dying, daemon=True).start()
 
 
-def _inherit(dsn: str, directory: str) -> None:
-    """
-    Be the next process of the service, until nothing is left to deliver.
-    """
-    import fasten
+def _from_logging(emit: Emit) -> None:
+    import logging
 
-    engine = fasten.init(**_settings(dsn, directory))
-    drainer = engine.delivery.drainer  # type: ignore[union-attr]
-    # One pass finds them all: nobody dies any more. It makes a lane for each.
-    wait_until(lambda: len(drainer.lanes) > 1, 30)
-    wait_until(lambda: not any(lane.has_work for lane in drainer.lanes), 120)
-    fasten.close(30)
+    numbers = itertools.count()
+
+    class Emitting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            emit("logging", next(numbers))
+
+    logging.getLogger().addHandler(Emitting())
+    logging.getLogger().setLevel(logging.DEBUG)
+
+
+_SOURCES: Final[dict[str, Callable[[Emit], None]]] = {
+    "signals": _from_signals,
+    "del": _from_del,
+    "logging": _from_logging,
+}
+
+
+# --- ways to end ---------------------------------------------------------------------
+
+
+def _raise(_: Emit) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  (to the end)
+    raise RuntimeError("nobody catches this")
+
+
+def _interrupt(_: Emit) -> None:
+    with suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def _exit_emitting(emit: Emit) -> None:
+    import atexit
+
+    for number in range(5):
+        atexit.register(emit, "atexit", 4 - number)
+
+
+def _exit_collecting(emit: Emit) -> None:
+    numbers: Iterator[int] = itertools.count()
+
+    class Late:
+        def __del__(self) -> None:
+            with suppress(Exception):  # so late that there is no fasten any more
+                emit("late", next(numbers))
+
+    sys.modules["late"] = Late()  # type: ignore[assignment]
+    gc.freeze()
+
+
+ENDS: Final[dict[str, Callable[[Emit], None]]] = {
+    "os._exit": lambda _: os._exit(3),
+    "abort": lambda _: os.abort(),
+    "segfault": lambda _: ctypes.string_at(0),  # type: ignore[dict-item]
+    "SIGTERM": lambda _: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGINT": _interrupt,
+    "exception": _raise,
+    "exit": lambda _: None,
+    "exit, atexit emits": _exit_emitting,
+    "exit, __del__ emits": _exit_collecting,
+}
+"""Ways in which a process ends, and what brings them about."""
 
 
 if __name__ == "__main__":
-    _range(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    _range(*sys.argv[1:])

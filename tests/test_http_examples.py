@@ -25,6 +25,22 @@ RECIPES: Final[dict[str, Callable[..., AbstractContextManager[str]]]] = {
 }
 
 
+@pytest.mark.parametrize("app", sorted({app.split(":")[0] for app in RECIPES}))
+def test_the_readme_shows_lines_of_it(app):
+    """
+    Every line of the README's recipe is one of the file that is run.
+    """
+    example = (ROOT / "examples" / f"{app}.py").read_text().splitlines()
+    readme = (ROOT / "README.md").read_text()
+    _, _, rest = readme.partition(
+        f"<!-- not run: examples/{app}.py is -->\n```python\n"
+    )
+    recipe = rest.partition("```")[0].splitlines()
+
+    assert recipe
+    assert [] == [line for line in recipe if line not in example]
+
+
 @pytest.mark.parametrize("app", RECIPES)
 def test_the_recipe_works(app, tmp_path):
     """

@@ -24,6 +24,7 @@ from fasten.context import (
     mint_request_id,
     with_request_id,
 )
+from fasten.difference import changes
 from fasten.engine import (
     Engine,
     aemit,
@@ -86,6 +87,7 @@ __all__ = [
     "aquery",
     "bind",
     "carry",
+    "changes",
     "close",
     "codes",
     "context",

@@ -20,9 +20,20 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import fasten
+from tests.checker import faults, rows_of
 from tests.web.django_project import configure
 
-__all__ = ["ASYNC", "SYNC", "WAYS", "Way", "business", "opened", "prepare", "waiting"]
+__all__ = [
+    "ASYNC",
+    "SYNC",
+    "WAYS",
+    "Way",
+    "business",
+    "opened",
+    "prepare",
+    "stored",
+    "waiting",
+]
 
 CODE: Final = "ORDER_PLACED"
 
@@ -67,6 +78,17 @@ def waiting(dsn: str) -> int:
     with _plain(dsn) as connection:
         counted = connection.execute("SELECT count(*) FROM audit_log_outbox")
         return int(counted.fetchone()[0])
+
+
+def stored(dsn: str) -> list[tuple[str, str, Any]]:
+    """
+    Return code, target and detail of what is stored, once all is moved.
+    """
+    assert fasten.flush(20)
+    page = fasten.query(order="asc", limit=1000)
+    if page.rows:
+        assert [] == faults(rows_of(dsn))
+    return [(row.code, row.target, row.detail) for row in page.rows]
 
 
 @contextmanager

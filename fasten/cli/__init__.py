@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "completion": "completion",
     "doctor": "doctor",
     "dump": "codes",
+    "init-db": "initdb",
     "stats": "stats",
     "tail": "read",
     "trace": "read",

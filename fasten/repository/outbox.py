@@ -18,6 +18,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from fasten.errors import AuditStoreError
 from fasten.repository.audit import AuditRepository, Writer
 from fasten.repository.database import Database, Problem, SchemaProblem, is_missing
 from fasten.repository.insertion import Entry, Place, dialect_of
@@ -26,7 +27,7 @@ from fasten.repository.tables import audit_tables
 from fasten.rows import Pending
 from fasten.settings import Dsn
 
-__all__ = ["Aside", "Moved", "OutboxRepository", "entry_of", "outbox_sql"]
+__all__ = ["Aside", "Moved", "OutboxRepository", "entry_of", "outbox_sql", "run_script"]
 
 Aside = Callable[[tuple[Any, ...], str], None]
 """What keeps a row, in `Pending` order, that cannot be stored, and why; or raises."""
@@ -54,8 +55,11 @@ def entry_of(row: Sequence[Any], service: str, node: str) -> Entry:
     """
     Spell *row*, in `Pending` order, as what stands in the outbox.
     """
-    payload = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    return Entry(row[0], service, node, payload)
+    return Entry(row[0], service, node, _encode(row))
+
+
+# One encoder: json.dumps makes a new one for each call with these arguments.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _row_of(waiting: _Waiting) -> tuple[Any, ...]:
@@ -385,25 +389,53 @@ def _stand_in(waiting: _Waiting) -> tuple[Any, ...]:
 # --- setting up -----------------------------------------------------------------------
 
 
-def outbox_sql(dsn: Dsn, *, mover: str = "fasten_app", writer: str = "") -> str:
+def outbox_sql(dsn: Dsn, *, mover: str = "", writers: Sequence[str] = ()) -> str:
     """
-    Return the SQL that an owner runs in the database of the business.
+    Return the SQL that an owner runs in the database of the transactions.
 
-    *mover* is the role of FASTEN_OUTBOX_DSN, *writer* that of the transactions; by
-    default both are one.
+    *mover* is the role of FASTEN_OUTBOX_DSN, *writers* are those of the transactions;
+    a right for which no role is named is left as a comment. It may be run again.
     """
     table = audit_tables(dsn).outbox
-    is_postgres = dsn.backend == "postgresql"
     dialect = dialect_of(dsn.backend)
     made = sa.schema.CreateTable(table, if_not_exists=True).compile(dialect=dialect)
     lines = [f"{str(made).strip()};"]
-    if is_postgres:
-        name = dialect.identifier_preparer.format_table(table)
-        quote = dialect.identifier_preparer.quote
-        lines.append(f"GRANT SELECT, INSERT, DELETE ON {name} TO {quote(mover)};")
-        if writer:
-            lines.append(f"GRANT INSERT ON {name} TO {quote(writer)};")
-        if dsn.schema:
-            roles = ", ".join(quote(role) for role in (mover, writer) if role)
-            lines.append(f"GRANT USAGE ON SCHEMA {quote(dsn.schema)} TO {roles};")
+    if dsn.backend != "postgresql":
+        return f"{lines[0]}\n"
+    quote = dialect.identifier_preparer.quote
+    name = dialect.identifier_preparer.format_table(table)
+    every = f"GRANT SELECT, INSERT, DELETE ON {name} TO"
+    lines.append(
+        f"{every} {quote(mover)};"
+        if mover
+        else f"-- {every} the role of FASTEN_OUTBOX_DSN;"
+    )
+    lines += [f"GRANT INSERT ON {name} TO {quote(writer)};" for writer in writers]
+    roles = [role for role in (mover, *writers) if role]
+    if dsn.schema and roles:
+        names = ", ".join(quote(role) for role in roles)
+        lines.append(f"GRANT USAGE ON SCHEMA {quote(dsn.schema)} TO {names};")
     return "\n".join(lines) + "\n"
+
+
+def run_script(dsn: Dsn, sql: str) -> None:
+    """
+    Run statements as whoever *dsn* logs in as; all of them, or on Postgres none.
+
+    Raises:
+        AuditStoreError: the database refuses, or cannot be reached; says why.
+    """
+    database = Database(dsn, is_guest=True)
+    try:
+        with database.transaction() as connection:
+            if database.is_postgres:
+                connection.exec_driver_sql(sql)
+            else:
+                raw: Any = connection.connection.driver_connection
+                raw.commit()  # a script of SQLite has transactions of its own
+                raw.executescript(sql)
+    except Exception as error:  # the driver's: told without the DSN
+        problem = database.problem(error)
+        raise AuditStoreError(f"nothing was set up: {problem.message}") from None
+    finally:
+        database.release()

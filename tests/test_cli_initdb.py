@@ -69,13 +69,15 @@ class TestPrinted:
         assert 2 == done.exit_code
         assert "FASTEN_OUTBOX_DSN" in done.stderr
 
-    def test_roles_are_of_the_outbox(self) -> None:
+    def test_which_tables(self) -> None:
         """
-        Roles that go with --outbox only are refused without it.
+        Without --outbox nothing is made: it has to be said which tables are meant.
         """
-        done = run("--writer-role", "shop", "--dsn", "sqlite:///a.db", "--print-sql")
+        done = run("--dsn", "sqlite:///a.db")
 
         assert 2 == done.exit_code
+        assert "--outbox" in done.stderr
+        assert not Path("a.db").exists()
 
 
 class TestRun:

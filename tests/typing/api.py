@@ -9,10 +9,15 @@ sees to it that no public name is left out.
 from __future__ import annotations
 
 import logging
+import unittest
 from collections.abc import Mapping
 from concurrent.futures import Future
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
+
+import pytest
+import structlog
 
 import fasten
 from fasten import (
@@ -35,6 +40,7 @@ from fasten import (
     SettingsError,
     SysRow,
     UnknownCode,
+    processors,
 )
 from fasten.codes import (
     ActorKind,
@@ -47,7 +53,8 @@ from fasten.codes import (
 )
 from fasten.reader import ALL_TENANTS, Principal, bearer, router
 from fasten.shim import Carrier, extract, inject, scope
-from fasten.testing import capture
+from fasten.shim.stdlib import LoggingHandler, install_record_factory
+from fasten.testing import Clock, Trail, capture
 
 
 def life() -> None:
@@ -69,6 +76,7 @@ def emitting() -> None:
     Emit with every anchor, as text, number, UUID and enum.
     """
     first: str = fasten.emit("USER_CREATED", "u-42")
+    fasten.emit("USER_UPDATED", "u-42", detail=fasten.changes({"a": 1}, {"a": 2}))
     fasten.emit(code="USER_CREATED", target=42, actor=UUID(int=1))
     fasten.emit(
         "ORDER_PLACED",
@@ -217,7 +225,7 @@ def errors(given: Mapping[str, Any]) -> None:
 
 def faces() -> None:
     """
-    Reader, shims, structlog and tests.
+    Reader and shims.
     """
     mounted = router(auth=bearer({"secret": Principal("ops", tenant=ALL_TENANTS)}))
     same = fasten.reader.router(auth="none")
@@ -227,11 +235,87 @@ def faces() -> None:
     with scope(extract(carrier)):
         print(fasten.current_request_id())
     print(fasten.shim.inject, fasten.processors.chain(), fasten.processors.SysTee())
-    with capture() as trail, fasten.testing.capture():
-        found: dict[str, Any] = trail.assert_emitted("USER_CREATED", target="u-42")
-        trail.assert_not_emitted("USER_DELETED")
+
+
+def structlog_chain() -> None:
+    """
+    In a structlog of one's own, and without any.
+    """
+    structlog.configure(
+        processors=[*processors.chain(), structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[
+            processors.redact,
+            processors.SysTee(is_redacted=True, is_printed=False),
+            processors.add_correlation,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    structlog.stdlib.ProcessorFormatter(
+        processor=structlog.dev.ConsoleRenderer(),
+        foreign_pre_chain=processors.chain(),
+    )
+    handler: logging.Handler = LoggingHandler(level=logging.INFO)
+    before = install_record_factory()
+    logging.setLogRecordFactory(before)
+    logging.getLogger().addHandler(handler)
+
+
+def trails() -> None:
+    """
+    What a test asks of what was recorded, in a with-statement.
+    """
+    with capture(service_id="shop") as trail, fasten.testing.capture():
+        found: dict[str, Any] = trail.assert_emitted(
+            "USER_CREATED", times=1, target=42, since="2h", detail={"email": "a@b"}
+        )
+        trail.assert_not_emitted("USER_DELETED", actor="admin")
         rid: str = trail.assert_correlated()
-        print(found, rid, trail.sys, trail.api)
+        rows: list[dict[str, Any]] = [*trail.rows(actor="ann"), *trail.audit, found]
+        clock: Clock = trail.clock
+        clock.advance(1.5)
+        clock.advance(timedelta(hours=1))
+        trail.clear()
+        print(rid, rows, trail.sys, trail.api, trail.report(), trail.mistakes())
+
+
+@capture
+def test_bare(number: int) -> int:
+    """
+    A decorated test keeps its signature.
+    """
+    return number
+
+
+@capture(service_id="shop")
+async def test_with_settings(trail: Trail) -> None:
+    """
+    So does a coroutine function, whose trail is given to it.
+    """
+    trail.assert_not_emitted("USER_DELETED")
+
+
+class TestCase(unittest.TestCase):
+    """
+    A trail for each test of a class.
+    """
+
+    def setUp(self) -> None:
+        """
+        Open it; `unittest` closes it.
+        """
+        self.trail: Trail = self.enterContext(capture())
+
+
+@pytest.mark.fasten(strict=False)
+def test_fixtures(fasten_trail: Trail, fasten_clock: Clock) -> None:
+    """
+    The fixtures of the pytest plugin, and its mark.
+    """
+    fasten_clock.advance(-60)
+    fasten_trail.assert_emitted("USER_CREATED")
 
 
 class Headers(Carrier):

@@ -117,6 +117,8 @@ class _Cut:
 class Sweeper:
     """
     One sweep over the chains of a service; `run` it to its end, or leave it anywhere.
+
+    *has_begun* once no other process can be in the way, *cut* counts rows as they go.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Sweeper:
         self._cuts: list[_Cut] = []
         self._lost: list[tuple[str, dict[str, Any]]] = []
         self._record_id: str | None = None
+        self.has_begun, self.cut = False, 0
         self.done = Sweep(is_dry=order.is_dry, streams=dict(order.streams))
 
     def run(self) -> Iterator[None]:
@@ -175,6 +178,7 @@ class Sweeper:
             self._holds = self._repository.holds.active(connection)
             self._only_shipped = self._repository.meta.get(connection, "ships") is True
             self._record(connection, records)
+        self.has_begun = True
 
     def _time(self, connection: Connection) -> int:
         order = self._order
@@ -516,6 +520,7 @@ class Sweeper:
         if rows:
             self._delete(connection, head, rows)
         cut.count = 0 if held else cut.count - len(rows)
+        self.cut += len(rows)
 
     def _delete(self, connection: Connection, head: Head, rows: Sequence[Any]) -> None:
         after = head.pruned_seq

@@ -59,7 +59,6 @@ from fasten.rows import ApiRow, AuditRow, Page, SysRow
 
 if TYPE_CHECKING:
     from fasten import processors, reader, shim, testing
-    from fasten.custody import erase, sweep
     from fasten.proof import verify
 
 __all__ = [
@@ -95,7 +94,6 @@ __all__ = [
     "current",
     "current_request_id",
     "emit",
-    "erase",
     "flush",
     "health",
     "identify",
@@ -108,7 +106,6 @@ __all__ = [
     "record_api",
     "shim",
     "stats",
-    "sweep",
     "testing",
     "trail",
     "verify",
@@ -119,7 +116,7 @@ __all__ = [
 _FACES = ("processors", "reader", "shim", "testing")
 
 # So are functions that few services call: their modules, by their names.
-_FUNCTIONS = {"erase": "custody", "sweep": "custody", "verify": "proof"}
+_FUNCTIONS = {"verify": "proof"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,11 +25,9 @@ from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Ticket, Watchdog
 from fasten.errors import AuditStoreError, InvalidQuery
 from fasten.outbox import Mover, Outbox, Sign
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
-from fasten.records import Author
 from fasten.settings import Dsn, Settings
 from fasten.streams import BoundedQueue
 
-from fasten.upkeep import Keeper, Upkeep
 if TYPE_CHECKING:
     from fasten.repository import (
         AuditRepository,
@@ -54,7 +52,7 @@ CLOCK_SLACK_S: Final = 3_600.0
 _BESIDE: Final = ">"
 
 
-class Host(Keeper, Protocol):
+class Host(Protocol):
     """
     What a delivery asks of the engine that it works for.
     """
@@ -107,7 +105,6 @@ class Delivery:
         self.outbox = self._make_outbox()
         if self.has_store:
             self.drainer.every(ADOPT_S, self.adopt)
-        self.upkeep = self._make_upkeep()
         self.drainer.every(1.0, self._tell_drops, first_s=1.0)
 
     # -- wiring --
@@ -189,23 +186,6 @@ class Delivery:
 
     @property
     def _outbox_dsn(self) -> Dsn | None:
-    def _make_upkeep(self) -> Upkeep | None:
-        """
-        Wire what looks after the evidence in the store, if there is one.
-        """
-        if not self.has_store:
-            return None
-        return Upkeep(
-            self._host,
-            self.drainer,
-            self.lane,
-            journal=self.spool,
-            directory=self.directory,
-            repository=lambda: self.audit,
-            writer=lambda: self.writer,
-            now_us=self._now_us,
-        )
-
         """
         Return where callers' transactions are, if there is a store to move rows to.
         """
@@ -291,11 +271,7 @@ class Delivery:
         with self._opening:
             if name not in self._repositories:
                 self._repositories[name] = (
-                    AuditRepository(
-                        dsn,
-                        database,
-                        author=Author(tenant_id=self._settings.tenant_id),
-                    )
+                    AuditRepository(dsn, database)
                     if name == "audit"
                     else StreamRepository(dsn, name, database)  # type: ignore[arg-type]
                 )
@@ -344,10 +320,9 @@ class Delivery:
 
     def start(self) -> None:
         """
-        Start at once where a dead process left rows, or somebody has to sign.
+        Start delivering at once where a dead process left rows.
         """
-        is_due = spool.has_foreign(self.directory) or self._settings.signing_key
-        if self.has_store and is_due:
+        if self.has_store and spool.has_foreign(self.directory):
             self.drainer.start()
         if self.outbox is not None and self.outbox.mover.sign.is_put:
             self._drainer_for(self._outbox_dsn).start()
@@ -510,7 +485,7 @@ class Delivery:
             self._unswept[name] = message
             logger.warning("fasten %s: old rows cannot be deleted: %s", name, message)
 
-    # -- upkeep --
+    # -- drops --
 
     def drop(self) -> None:
         """
@@ -641,8 +616,6 @@ class Delivery:
             problem = self._database(getattr(self._settings, f"{stream}_dsn")).problem(
                 error
             )
-        if self.upkeep is not None:
-            self.upkeep.after_fork_in_child()
             raise AuditStoreError(
                 f"the {stream} store cannot be read: {problem.message}"
             ) from None

@@ -374,7 +374,6 @@ class Drainer:
         if not self._starting.acquire(blocking=False):
             return  # another thread is at it, or this one was re-entered
         try:
-        self.farewell: Callable[[], None] = lambda: None
             if not self.is_running and not self._is_closing:
                 self._ended.acquire(blocking=False)
                 self.is_running = True
@@ -488,7 +487,6 @@ class Drainer:
             self._note(
                 lane, Fault("transient", f"{type(error).__name__} in the drainer")
             )
-                    self._take_leave()
             logger.debug("fasten %s: drainer error", lane.name, exc_info=True)
             return False
 
@@ -529,7 +527,6 @@ class Drainer:
         with self._progress:
             self._progress.notify_all()
         self._safely(lambda: lane.settled(result))
-                self._take_leave()
 
     def _failed(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
         if fault.kind == "row":
@@ -668,10 +665,3 @@ class Chore:
     run: Callable[[], None]
     interval_s: float
     due: float
-    def _take_leave(self) -> None:
-        """
-        Do what is done last, once everything is out.
-        """
-        if not any(lane.has_work for lane in self.lanes):
-            self._safely(self.farewell)
-

@@ -285,21 +285,6 @@ class Engine:
     def _overflow(self, payload: bytes, row: tuple[Any, ...]) -> None:
         """
         Do with a row that found no room what FASTEN_ON_FULL says.
-    def checkpointed(self, notes: Sequence[str]) -> None:
-        """
-        Print checkpoints, so that the log pipeline carries them off this host.
-        """
-        if self.lines is not None and "audit" in self.settings.stdout:
-            for note in notes:
-                self.lines.put({"shape": "checkpoint", "note": note})
-
-    def forget(self, is_meant: Callable[[Mapping[str, Any]], bool]) -> None:
-        """
-        Let go of the rows in memory that *is_meant* picks: somebody was erased.
-        """
-        for ring in (self.audit_ring, self.sys.ring, self.api.ring):
-            ring.forget(is_meant)
-
         """
         policy = self.settings.on_full
         if policy.kind == "block" and self.delivery is not None:

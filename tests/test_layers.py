@@ -23,9 +23,7 @@ VALUES: Final = (
 )
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")
-CORE: Final = (
-    *("processors", "outbox", "losses", "upkeep", "delivery", "engine", "proof", "custody"),
-)
+CORE: Final = ("processors", "outbox", "delivery", "engine", "proof")
 FACES: Final = ("__init__", "reader", "cli", "testing")
 SHIM: Final = ("shim",)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import attrs
 import sqlalchemy as sa
 from sqlalchemy import bindparam as p
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from fasten import chain
@@ -27,7 +28,6 @@ from fasten.repository.meta import Meta, clock
 from fasten.repository.reading import (
     AuditReader,
     microseconds,
-    moment,
     wire_time,
 )
 from fasten.repository.schema import Schema
@@ -37,7 +37,6 @@ from fasten.repository.tables import (
     Tables,
     audit_tables,
     head_of,
-    upsert,
 )
 from fasten.rows import (
     AUDIT_COLUMNS,
@@ -87,7 +86,7 @@ class AuditRepository:
         self.database = database or Database(dsn)
         self.author = author
         self.erasures = Erasures()
-        self.entropy = entropy
+        self._entropy = entropy
         self._ulids, self._pid = UlidMinter(entropy), os.getpid()
         self._tables: Tables | None = None
         self._schema: Schema | None = None
@@ -101,12 +100,6 @@ class AuditRepository:
         if self._tables is None:
             self._tables = audit_tables(self.dsn)
         return self._tables
-
-    def moment(self, us: int) -> Any:
-        """
-        Spell microseconds since 1970 as the columns do.
-        """
-        return moment(self.dsn, us)
 
     @cached_property
     def meta(self) -> Meta:
@@ -381,7 +374,7 @@ class AuditRepository:
                     node=writer.node,
                     first_seq=seq + start + 1,
                     heads=heads,
-                    salts=self.entropy(chain.SALT_BYTES * len(piece)),
+                    salts=self._entropy(chain.SALT_BYTES * len(piece)),
                     stored_at=now if isinstance(now, str) else wire_time(now),
                 )
                 if doomed:
@@ -558,24 +551,24 @@ def erasure_details(
 
 def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
 
-    dialect = "postgresql" if is_postgres else "sqlite"
+    upsert = postgresql.insert if is_postgres else sqlite.insert
     node, head, writer = tables.node, tables.head, tables.writer
     # On SQLite BEGIN IMMEDIATE holds the lock that FOR UPDATE takes on Postgres.
-    now = clock(dialect)
+    now = clock("postgresql" if is_postgres else "sqlite")
     at_node = (node.c.service_id == p("service_id")) & (
         node.c.source_node_id == p("source_node_id")
     )
     at_head = (head.c.service_id == p("service_id")) & (
         head.c.source_node_id == p("source_node_id")
     )
-    marked = upsert(writer, dialect).values(
+    marked = upsert(writer).values(
         {c.name: p(c.name) for c in writer.c if c.name != "followed_at"}
     )
     return {
         "node": sa.select(node.c.seq, node.c.ahead_ms, now)
         .where(at_node)
         .with_for_update(),
-        "new_node": upsert(node, dialect)
+        "new_node": upsert(node)
         .values(
             service_id=p("service_id"),
             source_node_id=p("source_node_id"),
@@ -596,7 +589,7 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
         "move_node": node.update()
         .where(at_node)
         .values(seq=p("new_seq"), ahead_ms=p("new_ahead"), updated_at=p("updated_at")),
-        "move_head": _moved_head(upsert(head, dialect), p),
+        "move_head": _moved_head(upsert(head), p),
         "mark": marked.on_conflict_do_update(
             index_elements=["writer_id"],
             set_={c: marked.excluded[c] for c in ("watermark", "updated_at")},

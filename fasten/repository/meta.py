@@ -8,14 +8,19 @@ Which keys there are is told by those who put them: `schema`, `pruning`, `holds`
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from fasten.repository.tables import upsert
-
 __all__ = ["Meta", "clock"]
+
+_UPSERT: Final[Mapping[str, Any]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
 
 
 class Meta:
@@ -51,7 +56,7 @@ class Meta:
         Set *key* to a JSON value.
         """
         text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-        insert = upsert(self._table, connection.dialect.name)
+        insert = _UPSERT[connection.dialect.name](self._table)
         connection.execute(
             insert.values(key=key, value=text).on_conflict_do_update(
                 index_elements=["key"], set_={"value": text}

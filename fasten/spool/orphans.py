@@ -53,7 +53,6 @@ __all__ = [
     "Orphan",
     "Quarantined",
     "adopt",
-    "amend_quarantined",
     "has_foreign",
     "quarantine",
     "quarantined",
@@ -316,53 +315,7 @@ def quarantined(directory: Path) -> Iterator[Quarantined]:
             with suppress(KeyError, TypeError, ValueError):
                 entry = json.loads(line)
                 row = unpack(entry["row"].encode())
-                # A commit that was not answered has it put aside twice.
-                if row[0] not in seen:
-                    seen.add(row[0])
-                    place = str(entry.get("service", "")), str(entry.get("node", ""))
-                    yield Quarantined(path, str(entry["reason"]), row, *place)
-
-
-def amend_quarantined(
-    directory: Path, amend: Callable[[tuple[Any, ...]], tuple[Any, ...] | None]
-) -> int:
-    """
-    Put other rows in the place of those that *amend* returns one for; return how many.
-
-    The new line is written first, then the old one is blanked: no row is lost half-way.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    amended = 0
-    for path in listing(directory):
-        if path.suffix == ".quarantine":
-            at = 0
-            for line in read_path(path).splitlines(keepends=True):
-                amended += _amend_line(path, at, line, amend)
-                at += len(line)
-    return amended
-
-
-def _amend_line(
-    path: Path,
-    at: int,
-    line: bytes,
-    amend: Callable[[tuple[Any, ...]], tuple[Any, ...] | None],
-) -> bool:
-    with suppress(KeyError, TypeError, ValueError):
-        entry = json.loads(line)
-        row = amend(unpack(entry["row"].encode()))
-        if row is None:
-            return False
-        entry["row"] = pack(row).decode()
-        with path.open("r+b", buffering=0) as file:
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.seek(at)
-            file.write(b" " * (len(line) - 1))
-        return True
-    return False
+                yield Quarantined(path, str(entry["reason"]), row)
 
 
 def _tidy(directory: Path, now: float) -> None:

@@ -14,9 +14,11 @@ import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
-from fasten.context import accept, current_request_id, scope
+from fasten.context import Context, accept, current_request_id, scope
+from fasten_shims import _messages
 
 __all__ = ["Router", "attach", "dispatch", "handler", "publish", "publish_sync"]
 
@@ -105,13 +107,13 @@ def _speaks_5(client: Any) -> bool:
 # --- receiving ----------------------------------------------------------------------
 
 
-class Router:
+class Router(_messages.Router):
     """
     Handlers by topic filter, each called in the scope of its message.
     """
 
     def __init__(self) -> None:
-        self._routes: list[tuple[str, Callable[..., Any]]] = []
+        super().__init__(_topic_of, _matches, _scope_of)
         self._clients: list[Any] = []
 
     def handler(self, topic_filter: str) -> Callable[[H], H]:
@@ -120,12 +122,12 @@ class Router:
 
         *topic_filter* is MQTT's own, `+`, `#` and `$share/group/` included.
         """
+        route = super().handler(topic_filter)
 
         def register(fn: H) -> H:
-            self._routes.append((topic_filter, fn))
             for client in self._clients:
                 client.message_callback_add(topic_filter, self._paho(fn))
-            return fn
+            return route(fn)
 
         return register
 
@@ -139,25 +141,13 @@ class Router:
         for topic_filter, fn in self._routes:
             client.message_callback_add(topic_filter, self._paho(fn))
 
-    async def dispatch(self, message: Any) -> None:
-        """
-        Call the handlers of one aiomqtt *message*; what they raise leaves here.
-        """
-        topic = str(message.topic)
-        for topic_filter, fn in tuple(self._routes):
-            if _matches(topic_filter, topic):
-                with _scope_of(message, topic) as ctx:
-                    done = fn(message, ctx)
-                    if inspect.isawaitable(done):
-                        await done
-
     def _paho(self, fn: Callable[..., Any]) -> Callable[[Any, Any, Any], None]:
         def receive(_client: Any, _userdata: Any, message: Any) -> None:
-            topic = message.topic
-            with _scope_of(message, topic) as ctx:
+            with _scope_of(message) as ctx:
                 try:
                     _finish(fn(message, ctx))
                 except Exception:  # in paho's own thread, which must live on
+                    topic = message.topic
                     logger.exception("fasten mqtt: the handler of %r failed", topic)
 
         return receive
@@ -172,8 +162,13 @@ def _finish(done: Any) -> None:
         asyncio.run(_awaited(done))
 
 
-def _scope_of(message: Any, topic: str) -> Any:
-    return scope(_id_of(message), method="mqtt", client=topic[:512])
+def _topic_of(message: Any) -> str:
+    return str(message.topic)
+
+
+def _scope_of(message: Any) -> AbstractContextManager[Context]:
+    client = _topic_of(message)[: _messages.CLIENT_MAX]
+    return scope(_id_of(message), method="mqtt", client=client)
 
 
 def _id_of(message: Any) -> str | None:

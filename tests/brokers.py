@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Real brokers for tests, on loopback and a free port: mosquitto, redis.
+Real brokers for tests, on loopback and a free port: mosquitto, redis, RabbitMQ.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.outside import require_binary, wait_until
 
-__all__ = ["mosquitto", "redis"]
+__all__ = ["mosquitto", "rabbitmq", "redis"]
 
 
 def _free_port() -> int:
@@ -28,16 +29,22 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[int]:
+def _running(
+    command: list[str], port: int, env: Mapping[str, str] | None = None
+) -> Iterator[int]:
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as broker:
         try:
-            wait_until(lambda: _listens(port), 20)
+            wait_until(lambda: _listens(port), 30)
             yield port
         finally:
             broker.terminate()
-            broker.wait(10)
+            broker.wait(20)
 
 
 @contextmanager
@@ -64,3 +71,42 @@ def redis(directory: Path) -> Iterator[int]:
     options = ["--save", "", "--appendonly", "no", "--dir", str(directory)]
     with _running([binary, "--bind", "127.0.0.1", "--port", str(port), *options], port):
         yield port
+
+
+@contextmanager
+def rabbitmq(directory: Path) -> Iterator[int]:
+    """
+    Run an AMQP broker that keeps all of its files in *directory*; yield its port.
+
+    Erlang's own port mapper, a daemon that it leaves behind, is ended with it.
+    """
+    require_binary("rabbitmq-server", "rabbitmq-server")
+    (program,) = Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server")
+    port, epmd = _free_port(), {"ERL_EPMD_PORT": str(_free_port())}
+    env = {
+        **epmd,
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "HOME": str(directory),  # of the cookie
+        "RABBITMQ_CONFIG_FILE": str(directory / "none"),
+        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+        "RABBITMQ_NODENAME": f"test-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_PID_FILE": str(directory / "pid"),
+    }
+    (directory / "plugins").write_text("[].\n")
+    try:
+        # Not Debian's wrapper, which runs it as a user of its own.
+        with _running([str(program)], port, env):
+            yield port
+    finally:
+        subprocess.run(
+            ["epmd", "-kill"],
+            env={**os.environ, **epmd},
+            capture_output=True,
+            check=False,
+            timeout=20,
+        )

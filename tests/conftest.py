@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, configuration
 from hypothesis import settings as hypothesis_settings
 
-from tests import outside, postgres
+from tests import brokers, outside, postgres
 
 _DSN: Final = pytest.StashKey[str | None]()
 _FOLDER: Final = pytest.StashKey[Path]()
@@ -193,6 +193,17 @@ def require_binary() -> Callable[[str, str], str]:
     Return `outside.require_binary`: find a program, or install it where we may.
     """
     return outside.require_binary
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """
+    Return the URL of a RabbitMQ, which takes seconds to start: once a session.
+
+    Its tests stay on one xdist worker by `xdist_group("rabbitmq")`.
+    """
+    with brokers.rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as port:
+        yield f"amqp://guest:guest@127.0.0.1:{port}/"
 
 
 # --- open ends ------------------------------------------------------------------------

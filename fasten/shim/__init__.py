@@ -15,17 +15,41 @@ from typing import TYPE_CHECKING, Any
 from fasten.context import Carrier, extract, inject, scope
 
 if TYPE_CHECKING:
-    from fasten.shim import django, flask, http, stdlib, wsgi
+    from fasten.shim import (
+        agent,
+        amqp,
+        celery,
+        django,
+        flask,
+        http,
+        httpx,
+        mqtt,
+        requests,
+        scheduler,
+        sqlalchemy,
+        stdlib,
+        subprocess,
+        wsgi,
+    )
 
 __all__ = [
     "Carrier",
+    "agent",
+    "amqp",
+    "celery",
     "django",
     "extract",
     "flask",
     "http",
+    "httpx",
     "inject",
+    "mqtt",
+    "requests",
+    "scheduler",
     "scope",
+    "sqlalchemy",
     "stdlib",
+    "subprocess",
     "wsgi",
 ]
 

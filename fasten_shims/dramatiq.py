@@ -55,8 +55,8 @@ def _middleware() -> Any:
             _broker: Any,
             message: Any,
             *,
-            result: Any = None,
-            exception: Any = None,
+            result: Any = None,  # noqa: ARG002  (Dramatiq's names)
+            exception: Any = None,  # noqa: ARG002
         ) -> None:
             _leave(message)
 

@@ -41,6 +41,7 @@ from fasten import (
     SysRow,
     UnknownCode,
     processors,
+    shim,
 )
 from fasten.codes import (
     ActorKind,
@@ -235,6 +236,16 @@ def faces() -> None:
     with scope(extract(carrier)):
         print(fasten.current_request_id())
     print(fasten.shim.inject, fasten.processors.chain(), fasten.processors.SysTee())
+
+
+def task_queues(app: Any) -> None:
+    """
+    Shims of task queues.
+    """
+    print(shim.dramatiq.install(app), shim.huey.install(app))
+    queue: shim.rq.Queue = shim.rq.Queue("orders", connection=app)
+    job_class: type[shim.rq.Job] = shim.rq.Job
+    print(queue, job_class)
 
 
 def structlog_chain() -> None:

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final
 
-import fasten
+from fasten import MissingExtra, NotInitialized, flush, health
 from fasten.context import HEADER, current_request_id, extract, scope
-from fasten.errors import MissingExtra, NotInitialized
 
 if TYPE_CHECKING:
     from rq import Queue
@@ -118,7 +117,7 @@ def _deliver() -> None:
     # the store is down it does wait.
     try:
         for _ in range(_PATIENCE):
-            if fasten.flush(0.25) or fasten.health()["state"] != "ok":
+            if flush(0.25) or health()["state"] != "ok":
                 return
     except NotInitialized:
         return

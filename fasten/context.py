@@ -957,11 +957,8 @@ def extract(carrier: Carrier | Mapping[str, Any], key: str = HEADER) -> str | No
 _SUPPRESSED: ContextVar[bool] = ContextVar("fasten_suppressed", default=False)
 
 
-def is_suppressed() -> bool:
-    """
-    Tell whether fasten itself is at work here, so that its processors drop events.
-    """
-    return _SUPPRESSED.get()
+is_suppressed: Final[Callable[[], bool]] = _SUPPRESSED.get
+"""Tell whether fasten itself is at work here, so that its processors drop events."""
 
 
 @contextmanager

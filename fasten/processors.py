@@ -186,11 +186,11 @@ def record(
             values = _public(values)
         sink = _path.sink
         cleaned = sink.clean(values)
-        at_us = sink.clock_ns() // 1000
+        at_ns = sink.clock_ns()
         level = _level(level, fields)
         found = _found(sink)
         rid = cleaned.get("request_id") or (found[0] if found else None)
-        sink.record((_row, rid, sink, at_us, level, logger_name, found, cleaned))
+        sink.record((_row, rid, sink, at_ns, level, logger_name, found, cleaned))
     except Exception:  # a line must not cost its caller anything
         _path.failures += 1
 
@@ -209,7 +209,7 @@ def _found(sink: Sink) -> _Found | None:
 def _row(
     rid: str | None,
     sink: Sink,
-    at_us: int,
+    at_ns: int,
     level: str,
     logger_name: str | None,
     found: _Found | None,
@@ -219,7 +219,9 @@ def _row(
     Make the wire form of a line from what its caller's thread noted.
     """
     _, tenant, trace, span = found or _NOBODY
-    service, node, at = sink.service_id, sink.source_node_id, format_timestamp(at_us)
+    level = _level(level, fields)
+    service, node = sink.service_id, sink.source_node_id
+    at = format_timestamp(at_ns // 1000)
     row: dict[str, Any] = {
         "shape": "sys",
         "level": level,
@@ -382,10 +384,9 @@ class SysTee:
             if not is_placed and (sink.service_id or current() is not None):
                 found = correlation()
                 rid = rid or found[0]
-            level = _LEVELS.get(method) or _level(method, event_dict)
             name = getattr(logger, "name", None)
-            at_us = sink.clock_ns() // 1000
-            draft = _row, rid, sink, at_us, level, name, found, values
+            at_ns = sink.clock_ns()
+            draft = _row, rid, sink, at_ns, method, name, found, values
             if self._is_printed:
                 sink.record(draft)
             else:
@@ -428,6 +429,42 @@ def _with_ids(values: EventDict, record: Any) -> EventDict:
     return values
 
 
+class _Chain(SysTee):
+    """
+    Redact, tee and correlate in one: apart, they copy and look at an event twice.
+    """
+
+    def __call__(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
+        """
+        Do the three for a plain event; others, and failures, take them one by one.
+        """
+        try:
+            if (
+                "exc_info" in event_dict
+                or "_record" in event_dict
+                or "stack_info" in event_dict
+                or is_suppressed()
+            ):
+                return self._one_by_one(logger, method, event_dict)
+            sink = _path.sink
+            fields = sink.clean(event_dict)
+            _correlate(sink, fields.setdefault)
+            rid, found = fields.get("request_id"), None
+            if not rid:
+                found = _found(sink)
+                rid = found and found[0]
+            name = getattr(logger, "name", None)
+            sink.record((_row, rid, sink, sink.clock_ns(), method, name, found, fields))
+            return fields.copy()
+        except Exception:  # each of the three counts its own
+            return self._one_by_one(logger, method, event_dict)
+
+    def _one_by_one(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
+        event_dict = redact(logger, method, event_dict)
+        event_dict = super().__call__(logger, method, event_dict)
+        return add_correlation(logger, method, event_dict)
+
+
 def chain() -> list[Processor]:
     """
     Return the processors for `structlog.configure(processors=[*chain(), renderer])`.
@@ -435,8 +472,7 @@ def chain() -> list[Processor]:
     Redaction, a copy of each event into the sys stream, and correlation. They may
     stand there before `init()`.
     """
-    # Correlation comes last: what it adds holds no secrets, and need not be copied.
-    return [redact, SysTee(is_redacted=True), add_correlation]
+    return [_Chain(is_redacted=True)]
 
 
 # --- the log object ---------------------------------------------------------------

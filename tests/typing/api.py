@@ -248,6 +248,14 @@ def task_queues(app: Any) -> None:
     print(queue, job_class)
 
 
+def calls() -> None:
+    """
+    Interceptors of gRPC.
+    """
+    print(shim.grpc.ServerInterceptor(), shim.grpc.ClientInterceptor())
+    print(shim.grpc.AioServerInterceptor(), *shim.grpc.aio_client_interceptors())
+
+
 def structlog_chain() -> None:
     """
     In a structlog of one's own, and without any.

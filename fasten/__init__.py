@@ -59,6 +59,8 @@ from fasten.rows import ApiRow, AuditRow, Page, SysRow
 
 if TYPE_CHECKING:
     from fasten import processors, reader, shim, testing
+    from fasten.custody import sweep
+    from fasten.forgetting import erase
     from fasten.proof import verify
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "current",
     "current_request_id",
     "emit",
+    "erase",
     "flush",
     "health",
     "identify",
@@ -106,6 +109,7 @@ __all__ = [
     "record_api",
     "shim",
     "stats",
+    "sweep",
     "testing",
     "trail",
     "verify",
@@ -116,7 +120,7 @@ __all__ = [
 _FACES = ("processors", "reader", "shim", "testing")
 
 # So are functions that few services call: their modules, by their names.
-_FUNCTIONS = {"verify": "proof"}
+_FUNCTIONS = {"erase": "forgetting", "sweep": "custody", "verify": "proof"}
 
 
 def __getattr__(name: str) -> Any:

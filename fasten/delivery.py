@@ -23,10 +23,13 @@ from fasten import spool
 from fasten.context import suppressed
 from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Ticket, Watchdog
 from fasten.errors import AuditStoreError, InvalidQuery
+from fasten.losses import Losses
 from fasten.outbox import Mover, Outbox, Sign
+from fasten.records import Author
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
 from fasten.settings import Dsn, Settings
 from fasten.streams import BoundedQueue
+from fasten.upkeep import Keeper, Upkeep
 
 if TYPE_CHECKING:
     from fasten.repository import (
@@ -45,6 +48,9 @@ WATCHDOG_S: Final = 12.0
 TICKET_S: Final = 5.0
 ADOPT_S: Final = 30.0
 IDLE_S: Final = 30.0
+FORK_S: Final = 0.5
+"""How long a fork waits for SQLite to be at rest."""
+TEND_S: Final = 1.0
 PAUSE_S: Final = 0.00005
 SWEEP_ROWS: Final = 10_000
 SWEEP_FIRST_S: Final = 60.0
@@ -52,21 +58,21 @@ CLOCK_SLACK_S: Final = 3_600.0
 _BESIDE: Final = ">"
 
 
-class Host(Protocol):
+class Host(Keeper, Protocol):
     """
     What a delivery asks of the engine that it works for.
     """
 
-    settings: Settings
+    def own_row(
+        self, code: str, target: str, detail: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """
+        Make a row of fasten's own, in `Pending` order.
+        """
 
     def emit_own(self, code: str, target: str, detail: Mapping[str, Any]) -> str:
         """
         Record something that fasten itself did.
-        """
-
-    def stored(self, rows: Sequence[tuple[Any, ...]], *, is_sealed: bool) -> None:
-        """
-        Show rows, in the order of AUDIT_COLUMNS, that have arrived.
         """
 
 
@@ -81,17 +87,17 @@ class Delivery:
     def __init__(self, host: Host) -> None:
         settings = self._settings = host.settings
         self._host = host
-        self._drops = bytearray()
-        self._drops_told = 0
-        self._dropped_at = 0.0
         self._last_error: str | None = None
         self._replayed = 0
         self._set_aside_count = 0
+        self._spool_fault = ""
+        self._first_index = 0
         self._began = time.time(), time.monotonic()
         self._sweeps: dict[str, Chore] = {}
         self._unswept: dict[str, str] = {}
         self.directory = spool_directory(settings)
         self.spool = self._make_spool()
+        self.losses = Losses(self.spool, host.own_row)
         self.queues: dict[str, BoundedQueue] = {}
         # Guards the first use of a store: the drainer's, or a reader's.
         self._opening = threading.Lock()
@@ -103,9 +109,10 @@ class Delivery:
         self.drainer.lanes.append(self.lane)
         self._stream_lanes()
         self.outbox = self._make_outbox()
+        self.upkeep = self._make_upkeep()
         if self.has_store:
             self.drainer.every(ADOPT_S, self.adopt)
-        self.drainer.every(1.0, self._tell_drops, first_s=1.0)
+        self.drainer.every(TEND_S, self._tend, first_s=TEND_S)
 
     # -- wiring --
 
@@ -131,7 +138,7 @@ class Delivery:
             self._deliver_audit,
             self._classify(dsn),
             settled=self._arrived,
-            quarantine=self._set_aside,
+            set_aside=self._set_aside,
             deliver_ticket=self._deliver_ticket,
         )
 
@@ -184,6 +191,23 @@ class Delivery:
             node=settings.node_id,
         )
 
+    def _make_upkeep(self) -> Upkeep | None:
+        """
+        Wire what looks after the evidence in the store, if there is one.
+        """
+        if not self.has_store:
+            return None
+        return Upkeep(
+            self._host,
+            self.drainer,
+            self.lane,
+            journal=self.spool,
+            directory=self.directory,
+            repository=lambda: self.audit,
+            writer=lambda: self.writer,
+            now_us=self._now_us,
+        )
+
     @property
     def _outbox_dsn(self) -> Dsn | None:
         """
@@ -210,11 +234,11 @@ class Delivery:
     def _make_drainer(self, key: str) -> Drainer:
         if not key:
             return Drainer([], name="fasten-drain-audit", suppress=suppressed)
-        watchdog = Watchdog(lambda: self._abort(key), WATCHDOG_S)
         return Drainer(
             [],
             name="fasten-drain-audit",
-            guard=watchdog.guard,
+            watchdog=Watchdog(lambda: self._abort(key), WATCHDOG_S),
+            ticket_s=TICKET_S,
             suppress=suppressed,
             idle=lambda: self._release(key),
             idle_s=IDLE_S,
@@ -271,7 +295,11 @@ class Delivery:
         with self._opening:
             if name not in self._repositories:
                 self._repositories[name] = (
-                    AuditRepository(dsn, database)
+                    AuditRepository(
+                        dsn,
+                        database,
+                        author=Author(tenant_id=self._settings.tenant_id),
+                    )
                     if name == "audit"
                     else StreamRepository(dsn, name, database)  # type: ignore[arg-type]
                 )
@@ -320,9 +348,10 @@ class Delivery:
 
     def start(self) -> None:
         """
-        Start delivering at once where a dead process left rows.
+        Start at once where a dead process left rows, or somebody has to sign.
         """
-        if self.has_store and spool.has_foreign(self.directory):
+        is_due = spool.has_foreign(self.directory) or self._settings.signing_key
+        if self.has_store and is_due:
             self.drainer.start()
         if self.outbox is not None and self.outbox.mover.sign.is_put:
             self._drainer_for(self._outbox_dsn).start()
@@ -330,11 +359,18 @@ class Delivery:
     # -- delivering: in the drainer's thread --
 
     def _deliver_audit(self, batch: Batch) -> list[tuple[Any, ...]]:
-        stored = self.audit.append(
-            self.writer, batch.rows, batch.last, pause=self._breathe
-        )
-        self._tell_missing(self.spool.writer_id, batch)
+        stored = self._append(self.writer, batch)
         self.spool.maintain()
+        return stored
+
+    def _append(self, writer: Writer, batch: Batch) -> list[tuple[Any, ...]]:
+        """
+        Store a batch, and the rows that say what it is missing.
+        """
+        reports = self.losses.reports(writer.id, batch)
+        rows = sorted([*batch.rows, *reports], key=_index) if reports else batch.rows
+        stored = self.audit.append(writer, rows, batch.last, pause=self._breathe)
+        self.losses.found(batch, reports, stored)
         return stored
 
     def _deliver_ticket(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -356,28 +392,54 @@ class Delivery:
         if self.spool.depth * 2 < self._settings.queue_capacity:
             time.sleep(PAUSE_S)
 
-    def _tell_missing(self, writer_id: str, batch: Batch) -> None:
-        for first, last in batch.missing:
-            self._host.emit_own(
-                "AUDIT_ROWS_DROPPED",
-                writer_id,
-                {
-                    "writer": writer_id,
-                    "from": first,
-                    "to": last,
-                    "count": last - first + 1,
-                },
-            )
+    def _set_aside(self, batch: Batch, fault: Fault) -> list[tuple[Any, ...]]:
+        return self._append_record(self.writer, batch, fault)
 
-    def _set_aside(self, row: tuple[int, Any], fault: Fault) -> None:
+    def _append_record(
+        self, writer: Writer, batch: Batch, fault: Fault
+    ) -> list[tuple[Any, ...]]:
+        """
+        Keep the one row of *batch* in a file; store a record in its place.
+
+        The file is written when the record is in, and before it is committed: a store
+        that refuses records, too, has nothing against the row.
+        """
         self._last_error = fault.message
-        spool.quarantine(self.directory, self.spool.writer_id, row, fault.message)
-        pending = Pending(*row[1])
-        self._host.emit_own(
-            "AUDIT_ROW_QUARANTINED",
-            pending.id,
-            {"id": pending.id, "code": pending.code, "reason": fault.message},
+        (found,) = batch.rows
+        index, row = found
+        detail = {"id": row[0], "code": row[2], "reason": fault.message}
+        record = self._host.own_row("AUDIT_ROW_QUARANTINED", str(row[0]), detail)
+        reports = self.losses.reports(writer.id, batch)
+        stored = self.audit.append(
+            writer,
+            sorted([*reports, (index, record)], key=_index),
+            batch.last,
+            before_commit=partial(self._keep, writer, found, fault.message),
         )
+        self.losses.found(batch, reports, stored)
+        return stored
+
+    def _keep(self, writer: Writer, row: tuple[int, Any], reason: str) -> None:
+        """
+        Keep a row that the store refuses in a file.
+
+        Raises:
+            SchemaProblem: it cannot be written down, so it has to stay where it is.
+        """
+        from fasten.repository import SchemaProblem
+
+        if not spool.quarantine(
+            self.directory,
+            writer.id,
+            row,
+            reason,
+            service=writer.service,
+            node=writer.node,
+        ):
+            raise SchemaProblem(
+                f"row {row[1][0]} cannot be stored ({reason}), nor kept in "
+                f"{self.directory}; let this user write there"
+            )
 
     def _set_aside_moved(self, row: tuple[Any, ...], reason: str) -> None:
         """
@@ -386,13 +448,7 @@ class Delivery:
         Raises:
             SchemaProblem: it cannot be written down, so it has to stay.
         """
-        from fasten.repository import SchemaProblem
-
-        if not spool.quarantine(self.directory, self.spool.writer_id, (0, row), reason):
-            raise SchemaProblem(
-                f"row {row[0]} of the outbox cannot be stored ({reason}), nor kept in "
-                f"{self.directory}; let this user write there"
-            )
+        self._keep(self.writer, (0, row), reason)
         self._last_error = reason
         self._set_aside_count += 1
         self._host.emit_own(
@@ -420,24 +476,20 @@ class Delivery:
     def _orphan_lane(self, orphan: spool.Orphan) -> Lane:
         from fasten.repository import Writer
 
-        repository = self.audit
         writer = Writer(orphan.writer_id, orphan.service, orphan.node)
 
         def deliver(batch: Batch) -> list[tuple[Any, ...]]:
-            stored = repository.append(
-                writer, batch.rows, batch.last, pause=self._breathe
-            )
+            stored = self._append(writer, batch)
             self._replayed += len(stored)
-            self._tell_missing(orphan.writer_id, batch)
             return stored
 
         return Lane(
             f"audit replay {orphan.writer_id[:8]}",
             _OrphanSource(orphan),
             deliver,
-            self._classify(repository.dsn),
+            self._classify(self.audit.dsn),
             settled=self._arrived,
-            quarantine=self._set_aside,
+            set_aside=partial(self._append_record, writer),
         )
 
     def _retire_adopted(self) -> None:
@@ -485,28 +537,26 @@ class Delivery:
             self._unswept[name] = message
             logger.warning("fasten %s: old rows cannot be deleted: %s", name, message)
 
-    # -- drops --
+    # -- upkeep --
 
-    def drop(self) -> None:
+    def _tend(self) -> None:
         """
-        Count a row that found no room: exact, and safe when re-entered.
+        Look after the files, also while nothing is delivered, and after the drops.
         """
-        # Appending to a bytearray is one step to the interpreter; `n += 1` is not.
-        self._drops.append(0)
-        self._dropped_at = time.monotonic()
+        if self.has_store:
+            self.spool.maintain()
+            self._tell_spool()
+        self.losses.tell()
 
-    def _tell_drops(self) -> None:
+    def _tell_spool(self) -> None:
         """
-        Write the row that says how many rows were dropped, once one has room.
+        Log what is wrong with the journal, once, and that it is well again.
         """
-        dropped = len(self._drops)
-        fresh = dropped - self._drops_told
-        if fresh and self.spool.has_room:
-            self._drops_told = dropped
-            logger.warning("fasten audit: %d rows dropped, spool and queue full", fresh)
-            self._host.emit_own(
-                "AUDIT_ROWS_DROPPED", self.spool.writer_id, {"count": fresh}
-            )
+        fault = self.spool.fault if self._settings.spool else ""
+        if fault == self._spool_fault:
+            return
+        self._spool_fault = fault
+        logger.warning("fasten audit: %s", fault or "the spool is in order again")
 
     # -- callers' threads --
 
@@ -523,6 +573,9 @@ class Delivery:
         """
         Wait for the store's answer to one row; None when it is stored.
         """
+        if self.drainer.is_this_thread:
+            why = "emit was called by fasten's own thread, which cannot wait for itself"
+            return Fault("transient", why)
         ticket = Ticket(row)
         self.drainer.submit(self.lane, ticket)
         if ticket.wait(TICKET_S):
@@ -545,7 +598,7 @@ class Delivery:
         targets = [
             (drainer, lane, lane.source.last_index)
             for drainer in self._drainers.values()
-            for lane in drainer.lanes
+            for lane in tuple(drainer.lanes)
             if not isinstance(lane.source, _OrphanSource)
         ]
         for drainer, lane, target in targets:
@@ -565,6 +618,7 @@ class Delivery:
         """
         deadline = time.monotonic() + timeout_s
         self._ask_outbox()
+        self.losses.last_word()
         done = True
         for key, drainer in self._drainers.items():
             left = max(0.05, (deadline - time.monotonic()) * 0.75)
@@ -577,24 +631,48 @@ class Delivery:
             self.spool.close()
         return done
 
+    def before_fork(self) -> None:
+        """
+        Keep SQLite's locks out of the child; a store that hangs is not waited for.
+        """
+        deadline = time.monotonic() + FORK_S
+        for drainer in self._of_files():
+            drainer.before_fork(max(0.0, deadline - time.monotonic()))
+
+    def after_fork_in_parent(self) -> None:
+        """
+        Go on.
+        """
+        for drainer in self._of_files():
+            drainer.after_fork_in_parent()
+
+    def _of_files(self) -> list[Drainer]:
+        known = self._drainers.items()
+        return [drainer for key, drainer in known if key.startswith("/")]
+
     def after_fork_in_child(self) -> None:
         """
         Leave the parent's rows, files and connections to the parent.
         """
-        self._drops, self._drops_told = bytearray(), 0
+        self._opening = threading.Lock()
         self.spool.after_fork_in_child()
+        self.losses.after_fork_in_child()
+        self._first_index = self.spool.last_index
+        self._replayed = self._set_aside_count = 0
+        self._spool_fault = ""
         if self.outbox is not None:
             self.outbox.after_fork_in_child()
+        if self.upkeep is not None:
+            self.upkeep.after_fork_in_child()
         for queue in self.queues.values():
             queue.clear()
         for database in self._databases.values():
             database.after_fork_in_child()
         for drainer in self._drainers.values():
-            drainer.lanes = [
-                lane
-                for lane in drainer.lanes
-                if not isinstance(lane.source, _OrphanSource)
-            ]
+            for lane in tuple(drainer.lanes):
+                if isinstance(lane.source, _OrphanSource):
+                    lane.source.after_fork_in_child()
+                    drainer.lanes.remove(lane)
             drainer.after_fork_in_child()
 
     # -- reading --
@@ -607,7 +685,9 @@ class Delivery:
             AuditStoreError: the store cannot be read now.
         """
         try:
-            page = ask()
+            # What the driver logs of it must not become lines of the stream it reads.
+            with suppressed():
+                page = ask()
         except InvalidQuery:
             raise
         except Exception as error:  # the driver's: told without its DSN
@@ -642,7 +722,7 @@ class Delivery:
         lanes = [lane for drainer in self._drainers.values() for lane in drainer.lanes]
         fault = self.lane.fault
         return {
-            "emitted": self.spool.last_index + len(self._drops),
+            "emitted": self.spool.last_index - self._first_index + self.losses.unqueued,
             "stored": self.lane.delivered,
             "retried": sum(lane.retried for lane in lanes),
             "spooled": self.spool.spooled,
@@ -650,7 +730,7 @@ class Delivery:
             "quarantined": sum(lane.quarantined for lane in lanes)
             + self._set_aside_count,
             "moved": self.outbox.mover.moved if self.outbox else 0,
-            "dropped": len(self._drops),
+            "dropped": self.losses.dropped,
             "depth": self.spool.depth,
             "capacity": self.spool.capacity,
             "high_water": self.spool.high_water,
@@ -662,41 +742,51 @@ class Delivery:
         """
         Say whether rows are being delivered, and if not, why.
         """
-        now = time.monotonic()
         reasons = [
-            f"{lane.name}: {lane.fault.message}"
+            f"{lane.name}: {why}"
             for drainer in self._drainers.values()
-            for lane in drainer.lanes
-            if lane.fault is not None
+            for lane in tuple(drainer.lanes)
+            if (why := _trouble(lane))
         ]
-        fault = self.lane.fault
-        busy = self.lane.busy_since
-        if fault is None and busy is not None and now - busy > _HUNG_S:
-            reasons.append(f"audit: the store has not answered for {now - busy:.0f} s")
-        if self._is_dropping():
-            reasons.append(f"audit: {len(self._drops)} rows dropped so far")
+        if self.losses.is_recent:
+            reasons.append(
+                f"audit: no room in spool and queue, {self.losses.unqueued} rows "
+                "dropped so far"
+            )
         return {
-            "state": self._state(reasons, fault),
+            "state": self._state(reasons),
             "reasons": reasons,
             "spool": self.spool.mode,
             **self.stats(),
         }
 
-    def _is_dropping(self) -> bool:
-        return bool(self._drops) and time.monotonic() - self._dropped_at < _RECENT_S
-
-    def _state(self, reasons: list[str], fault: Fault | None) -> str:
-        if self._is_dropping():
+    def _state(self, reasons: list[str]) -> str:
+        if self.losses.is_recent:
             return "failing"
         if not reasons:
             return "ok"
         if self.spool.mode == "memory":
             return "failing"
+        fault = self.lane.fault
         return "degraded" if fault is None or fault.kind == "setup" else "spool_only"
 
 
+def _trouble(lane: Lane) -> str:
+    """
+    Say what keeps a lane from delivering; empty if nothing does.
+    """
+    if lane.fault is not None:
+        return lane.fault.message
+    busy_since = lane.busy_since
+    busy_s = 0.0 if busy_since is None else time.monotonic() - busy_since
+    return f"the store has not answered for {busy_s:.0f} s" if busy_s > _HUNG_S else ""
+
+
+def _index(row: tuple[int, Any]) -> int:
+    return row[0]
+
+
 _HUNG_S: Final = 10.0
-_RECENT_S: Final = 5.0
 
 
 class _OrphanSource:
@@ -748,6 +838,12 @@ class _OrphanSource:
             return False
         self._orphan.release()
         return True
+
+    def after_fork_in_child(self) -> None:
+        """
+        Leave the journal to the parent: to hold its lock would keep it from others.
+        """
+        self._orphan.after_fork_in_child()
 
 
 def spool_directory(settings: Settings) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "Drainer",
     "Fault",
     "Lane",
+    "Rewound",
     "Source",
     "Ticket",
     "Watchdog",
@@ -111,6 +112,12 @@ class Fault(NamedTuple):
     is_ambiguous: bool = False
 
 
+class Rewound(Exception):
+    """
+    Raised by a lane's *deliver*: its source serves the rows again, from further back.
+    """
+
+
 class Rows(NamedTuple):
     """
     A part of a batch: what the drainer makes when it narrows a row fault down.
@@ -119,6 +126,17 @@ class Rows(NamedTuple):
     rows: list[tuple[int, Any]]
     last: int
     missing: list[tuple[int, int]]
+
+    @classmethod
+    def halves(cls, batch: Batch) -> tuple[Rows, Rows]:
+        """
+        Cut a batch of two rows or more in two; what is missing goes with its place.
+        """
+        rows, half = batch.rows, len(batch.rows) // 2
+        cut = rows[half][0]
+        before = [span for span in batch.missing if span[1] < cut]
+        after = [span for span in batch.missing if span[1] > cut]
+        return cls(rows[:half], cut - 1, before), cls(rows[half:], batch.last, after)
 
 
 class Backoff:
@@ -211,8 +229,8 @@ class Lane:
     One way from a source to a store, with the state of its deliveries.
 
     *deliver* stores a batch in one transaction, or raises; *settled* is called
-    after the source was told; *quarantine* puts one poison row aside for good;
-    *lost* records index ranges that cannot be found any more.
+    after the source was told. *set_aside* stores a record in the place of a batch's
+    one row, which the store refuses, and keeps that elsewhere.
     """
 
     name: str
@@ -220,12 +238,13 @@ class Lane:
     deliver: Callable[[Batch], Any]
     classify: Callable[[BaseException], Fault]
     settled: Callable[[Any], None] = lambda _result: None
-    quarantine: Callable[[tuple[int, Any], Fault], None] = lambda _row, _fault: None
+    set_aside: Callable[[Batch, Fault], Any] = lambda _batch, _fault: None
     deliver_ticket: Callable[[Sequence[Any]], Any] | None = None
     tickets: deque[Ticket] = attrs.field(factory=deque)
     backoff: Backoff = attrs.field(factory=Backoff)
     fault: Fault | None = None
     fault_since: float = 0.0
+    told: set[str] = attrs.field(factory=set)
     busy_since: float | None = None
     retry_at: float = 0.0
     retried: int = 0
@@ -240,6 +259,27 @@ class Lane:
         """
         return bool(self.pending or self.tickets or self.source.depth)
 
+    @property
+    def has_to_try(self) -> bool:
+        """
+        Tell whether the store has to be asked again, rows or not: it was in trouble.
+        """
+        return self.fault is not None and (
+            self.has_work or self.deliver_ticket is not None
+        )
+
+    def after_fork_in_child(self) -> None:
+        """
+        Forget what the parent was at.
+        """
+        self.pending.clear()
+        self.tickets.clear()
+        self.told.clear()
+        self.backoff.reset()
+        self.fault = self.busy_since = None
+        self.retry_at = 0.0
+        self.retried = self.delivered = self.quarantined = 0
+
 
 class Watchdog:
     """
@@ -251,17 +291,23 @@ class Watchdog:
 
     def __init__(self, abort: Callable[[], None], deadline_s: float) -> None:
         self._abort, self._deadline_s = abort, deadline_s
+        self.fired = 0
+        self.after_fork_in_child()
+
+    def after_fork_in_child(self) -> None:
+        """
+        Begin anew: the thread was the parent's, which may have held the lock.
+        """
         self._condition = threading.Condition(threading.Lock())
         self._expires: float | None = None
         self._thread: threading.Thread | None = None
-        self.fired = 0
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self, within_s: float | None = None) -> Iterator[None]:
         """
-        Watch the calls inside the with-statement.
+        Watch the calls inside the with-statement; *within_s* is a nearer deadline.
         """
-        self._set(time.monotonic() + self._deadline_s)
+        self._set(time.monotonic() + (within_s or self._deadline_s))
         try:
             yield
         finally:
@@ -302,7 +348,8 @@ class Drainer:
     Deliver the rows of some lanes, in order, from one daemon thread.
 
     Nothing starts before the first `wake()`. *suppress* is entered for the life of
-    the thread, so that what the stores log does not come back as new rows.
+    the thread, so that what the stores log does not come back as new rows. *watchdog*
+    bounds each call of a lane; one for tickets, whose callers wait, to *ticket_s*.
     """
 
     def __init__(
@@ -310,7 +357,8 @@ class Drainer:
         lanes: Sequence[Lane],
         *,
         name: str = "fasten-drain",
-        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        watchdog: Watchdog | None = None,
+        ticket_s: float | None = None,
         suppress: Callable[[], AbstractContextManager[Any]] = nullcontext,
         linger_s: float = LINGER_S,
         batch_rows: int = BATCH_ROWS,
@@ -320,11 +368,13 @@ class Drainer:
     ) -> None:
         self.lanes = list(lanes)
         self.name = name
-        self.guard, self._suppress = guard, suppress
+        self._watchdog, self._suppress = watchdog, suppress
+        self._ticket_s = ticket_s
         self._linger_s, self._batch_rows = linger_s, batch_rows
         self._clock = clock
         self._idle, self._idle_s = idle, idle_s
         self._chores: list[Chore] = []
+        self.farewell: Callable[[], None] = lambda: None
         self._reset()
 
     def _reset(self) -> None:
@@ -338,7 +388,37 @@ class Drainer:
         # Guards the deliveries: close() drains in its caller's thread where no
         # thread could start, and never beside a running one.
         self._delivering = threading.Lock()
+        # Held during each call to a store, and across a fork.
+        self._calling = threading.Lock()
+        self._is_still = False
         self._progress = threading.Condition(threading.Lock())
+
+    @contextmanager
+    def guard(self, within_s: float | None = None) -> Iterator[None]:
+        """
+        Watch calls to a store, which may hang; no fork falls into them.
+        """
+        watchdog = self._watchdog
+        watch = nullcontext() if watchdog is None else watchdog.guard(within_s)
+        with self._calling, watch:
+            yield
+
+    def before_fork(self, timeout_s: float) -> None:
+        """
+        Wait, *timeout_s* seconds at the most, until no call to a store is going on.
+
+        SQLite keeps its locks in memory as well: a child that is forked in the midst
+        of a transaction would find the file locked for ever.
+        """
+        self._is_still = self._calling.acquire(timeout=timeout_s)
+
+    def after_fork_in_parent(self) -> None:
+        """
+        Let calls go on.
+        """
+        is_still, self._is_still = self._is_still, False
+        if is_still:
+            self._calling.release()
 
     def every(
         self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0
@@ -431,6 +511,7 @@ class Drainer:
         with self._suppress():
             while self._clock() < deadline:
                 if not self._serve_all():
+                    self._take_leave()
                     return
 
     def after_fork_in_child(self) -> None:
@@ -438,10 +519,17 @@ class Drainer:
         Forget the parent's thread, tickets and batches.
         """
         for lane in self.lanes:
-            lane.pending.clear()
-            lane.tickets.clear()
-            lane.fault = None
+            lane.after_fork_in_child()
+        if self._watchdog is not None:
+            self._watchdog.after_fork_in_child()
         self._reset()
+
+    @property
+    def is_this_thread(self) -> bool:
+        """
+        Tell whether the caller is the thread itself: it cannot wait for its own work.
+        """
+        return self.is_running and self._thread_id == threading.get_ident()
 
     # -- the thread ---------------------------------------------------------------
 
@@ -464,6 +552,7 @@ class Drainer:
             if worked:
                 busy_at = now
             elif self._is_closing:
+                self._take_leave()
                 return
             elif now - busy_at >= self._idle_s:
                 self._safely(self._idle)
@@ -482,7 +571,8 @@ class Drainer:
         try:
             with self._delivering:
                 worked = self._serve_batch(lane) if self._is_due(lane) else False
-                return self._serve_tickets(lane) or worked
+                worked = self._serve_tickets(lane) or worked
+                return worked or self._look_again(lane)
         except Exception as error:  # a thread's top: report, go on, lose nothing
             self._note(
                 lane, Fault("transient", f"{type(error).__name__} in the drainer")
@@ -503,12 +593,34 @@ class Drainer:
         try:
             with self.guard():
                 result = lane.deliver(batch)
+        except Rewound:
+            lane.pending.clear()
+            return True
         except Exception as error:  # the store's: classified, never let out
             return self._failed(lane, batch, lane.classify(error))
         finally:
             lane.busy_since = None
         lane.pending.popleft()
         self._settle(lane, batch, result)
+        return True
+
+    def _look_again(self, lane: Lane) -> bool:
+        """
+        See whether a store that was in trouble is well again, where no row waits.
+        """
+        ask = lane.deliver_ticket
+        if ask is None or lane.fault is None or lane.has_work or not self._is_due(lane):
+            return False
+        lane.busy_since = self._clock()
+        try:
+            with self.guard():
+                ask(())
+        except Exception as error:  # the store's: still in trouble
+            self._retry_later(lane, lane.classify(error))
+            return False
+        finally:
+            lane.busy_since = None
+        self._recovered(lane)
         return True
 
     def _next_batch(self, lane: Lane) -> Batch | None:
@@ -529,33 +641,44 @@ class Drainer:
         self._safely(lambda: lane.settled(result))
 
     def _failed(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
-        if fault.kind == "row":
-            self._narrow(lane, batch, fault)
+        if fault.kind != "row":
+            self._retry_later(lane, fault)
+            return False
+        if not batch.rows:
+            self._retry_later(lane, fault._replace(kind="setup"))
+            return False
+        if len(batch.rows) > 1:
+            # Halve it until the poison row stands alone.
+            lane.pending.popleft()
+            lane.pending.extendleft(reversed(Rows.halves(batch)))
             return True
+        return self._set_aside(lane, batch, fault)
+
+    def _retry_later(self, lane: Lane, fault: Fault) -> None:
         lane.retried += 1
         self._note(lane, fault)
         lane.retry_at = self._clock() + lane.backoff.next_s()
-        return False
 
-    def _narrow(self, lane: Lane, batch: Batch, fault: Fault) -> None:
+    def _set_aside(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
         """
-        Halve the batch until the poison row stands alone, then set it aside.
+        Put the one poison row aside, unless its record is refused, too: a store that
+        takes nothing is no row's fault.
         """
+        try:
+            with self.guard():
+                result = lane.set_aside(batch, fault)
+        except Exception as error:  # the store's, or the disk's
+            second = lane.classify(error)
+            if second.kind == "row":
+                message = f"{fault.message}, and every other; see what constraints and "
+                second = Fault("setup", f"{message}triggers the table has")
+            self._retry_later(lane, second)
+            return False
         lane.pending.popleft()
-        rows = batch.rows
-        if len(rows) > 1:
-            half = len(rows) // 2
-            lane.pending.extendleft(
-                [
-                    Rows(rows[half:], batch.last, []),
-                    Rows(rows[:half], rows[half][0] - 1, batch.missing),
-                ]
-            )
-            return
-        for row in rows:
-            lane.quarantine(row, fault)
-            lane.quarantined += 1
-        lane.pending.appendleft(Rows([], batch.last, batch.missing))
+        lane.quarantined += len(batch.rows)
+        lane.delivered -= len(batch.rows)
+        self._settle(lane, batch, result)
+        return True
 
     def _serve_tickets(self, lane: Lane) -> bool:
         claimed: list[Ticket] = []
@@ -572,7 +695,7 @@ class Drainer:
         self, lane: Lane, deliver: Callable[[Sequence[Any]], Any], claimed: list[Ticket]
     ) -> None:
         try:
-            with self.guard():
+            with self.guard(self._ticket_s):
                 result = deliver([ticket.row for ticket in claimed])
         except Exception as error:  # answered to whoever waits
             fault = lane.classify(error)
@@ -581,7 +704,7 @@ class Drainer:
                     self._deliver_tickets(lane, deliver, [ticket])
                 return
             if fault.kind != "row":
-                self._note(lane, fault)
+                self._retry_later(lane, fault)
             self._answer(claimed, fault)
             return
         self._recovered(lane)
@@ -597,11 +720,12 @@ class Drainer:
         """
         Log a change of state, once, whatever the number of attempts.
         """
-        known = lane.fault
-        lane.fault = fault
-        if known is None:
+        if lane.fault is None:
             lane.fault_since = self._clock()
-        if known is None or known.message != fault.message:
+        lane.fault = fault
+        # A server that comes up says something else each time: once is enough.
+        if fault.message not in lane.told:
+            lane.told.add(fault.message)
             logger.warning(
                 "fasten %s: %s; rows are kept and retried", lane.name, fault.message
             )
@@ -610,6 +734,7 @@ class Drainer:
         lane.backoff.reset()
         if lane.fault is not None:
             lane.fault = None
+            lane.told.clear()
             logger.warning("fasten %s: delivering again", lane.name)
 
     def _sleep(self, longest_s: float) -> None:
@@ -619,11 +744,7 @@ class Drainer:
         # First of all: whoever brings a chore forward from here on wakes this thread.
         self.is_asleep = True
         now = self._clock()
-        dues = [
-            lane.retry_at
-            for lane in self.lanes
-            if lane.fault is not None and lane.has_work
-        ]
+        dues = [lane.retry_at for lane in self.lanes if lane.has_to_try]
         dues += [chore.due for chore in self._chores]
         wait = max(0.0, min([longest_s, *(due - now for due in dues)]))
         # Rows may have come between the last look and the flag: look once more.
@@ -648,6 +769,13 @@ class Drainer:
             if chore.due <= now and not self._is_closing:
                 chore.due = now + chore.interval_s
                 self._safely(chore.run)
+
+    def _take_leave(self) -> None:
+        """
+        Do what is done last, once everything is out.
+        """
+        if not any(lane.has_work for lane in self.lanes):
+            self._safely(self.farewell)
 
     def _safely(self, run: Callable[[], None]) -> None:
         try:

@@ -247,21 +247,29 @@ class Engine:
 
         *anchors* replace what stands for fasten itself, as in actor="auditor".
         """
+        row = Pending(*self.own_row(code, target, detail))
+        anchor = self._redactor.anchor
+        given: dict[str, Any] = {k: v and anchor(v) for k, v in anchors.items()}
+        self._enqueue(tuple(row._replace(**given)))
+        return row.id
+
+    def own_row(
+        self, code: str, target: str, detail: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """
+        Make a row of fasten's own, in `Pending` order.
+        """
         ns = self._clock_ns()
-        id_ = self._mint(ns)
         row = own_row(
             self.registry.entries[code],
             target,
             self._own_redactor.encode(dict(detail)),
-            id=id_,
+            id=self._mint(ns),
             timestamp_us=ns // 1000,
             request_id=context.current_request_id() or context.sentinel(),
             author=Author(tenant_id=self.settings.tenant_id),
         )
-        anchor = self._redactor.anchor
-        given: dict[str, Any] = {k: v and anchor(v) for k, v in anchors.items()}
-        self._enqueue(tuple(row._replace(**given)))
-        return id_
+        return tuple(row)
 
     def stored(self, rows: Sequence[tuple[Any, ...]], *, is_sealed: bool) -> None:
         """
@@ -277,6 +285,21 @@ class Engine:
                 with_detail = entry is None or not entry.pii_in_detail
                 lines.put(audit_line(row, with_detail=with_detail))
 
+    def checkpointed(self, notes: Sequence[str]) -> None:
+        """
+        Print checkpoints, so that the log pipeline carries them off this host.
+        """
+        if self.lines is not None and "audit" in self.settings.stdout:
+            for note in notes:
+                self.lines.put({"shape": "checkpoint", "note": note})
+
+    def forget(self, is_meant: Callable[[Mapping[str, Any]], bool]) -> None:
+        """
+        Let go of the rows in memory that *is_meant* picks: somebody was erased.
+        """
+        for ring in (self.audit_ring, self.sys.ring, self.api.ring):
+            ring.forget(is_meant)
+
     def _refuse_closed(self) -> None:
         raise NotInitialized(
             "fasten is closed; call fasten.init() again before emitting"
@@ -287,20 +310,24 @@ class Engine:
         Do with a row that found no room what FASTEN_ON_FULL says.
         """
         policy = self.settings.on_full
+        if policy.kind == "raise":
+            if self.delivery is not None:
+                self.delivery.losses.refuse()
+            raise QueueFull(
+                f"no room for {row[2]}: spool and queue are full and FASTEN_ON_FULL is "
+                "raise; look at fasten.health() and at the store"
+            )
         if policy.kind == "block" and self.delivery is not None:
-            deadline = time.monotonic() + policy.block_s
+            # The drainer itself, in a logging handler, would wait for itself.
+            is_free = not self.delivery.drainer.is_this_thread
+            deadline = time.monotonic() + policy.block_s * is_free
             while time.monotonic() < deadline:
                 self.delivery.drainer.wake()
                 time.sleep(0.001)
                 if self._queue.append(payload, row):
                     return
         if self.delivery is not None:
-            self.delivery.drop()
-        if policy.kind == "raise":
-            raise QueueFull(
-                f"no room for {row[2]}: spool and queue are full and FASTEN_ON_FULL is "
-                "raise; look at fasten.health() and at the store"
-            )
+            self.delivery.losses.drop()
 
     def _store_now(self, row: tuple[Any, ...], connection: Any) -> str:
         """
@@ -651,15 +678,18 @@ _SALT: Final = AUDIT_COLUMNS.index("salt")
 _PREFIXES: Final = tuple(f'"{name}":' for name in AUDIT_COLUMNS)
 
 
-def audit_line(row: Sequence[Any], *, with_detail: bool = True) -> str:
+def audit_line(
+    row: Sequence[Any], *, with_detail: bool = True, with_salt: bool = False
+) -> str:
     """
-    Spell a row, in the order of AUDIT_COLUMNS, as one NDJSON line without its salt.
+    Spell a row, in the order of AUDIT_COLUMNS, as one NDJSON line.
 
-    The salt is what keeps the digest of an erased value from being guessed.
+    The salt is what keeps the digest of an erased value from being guessed: it goes
+    into an export only.
     """
     parts = ['{"shape":"audit"']
     for index, value in enumerate(row):
-        if index == _SALT or value is None:
+        if value is None or (index == _SALT and not with_salt):
             text = "null"
         elif index == _DETAIL:
             text = value if with_detail else "null"
@@ -815,13 +845,27 @@ def _survive(engine: Engine) -> None:
         if (alive := reference()) is not None:
             alive.at_exit()
 
+    def delivery() -> Delivery | None:
+        alive = reference()
+        return alive.delivery if alive is not None else None
+
+    def before() -> None:
+        if (alive := delivery()) is not None:
+            alive.before_fork()
+
+    def in_parent() -> None:
+        if (alive := delivery()) is not None:
+            alive.after_fork_in_parent()
+
     def in_child() -> None:
         if (alive := reference()) is not None:
             alive.after_fork_in_child()
 
     atexit.register(at_exit)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
+        os.register_at_fork(
+            before=before, after_in_parent=in_parent, after_in_child=in_child
+        )
 
 
 P = ParamSpec("P")

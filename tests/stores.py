@@ -13,16 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psycopg
 
 from fasten.evidence import Report
 from fasten.proof import verify_store
 from fasten.repository import AuditRepository, Writer
+from fasten.repository.anchoring import Anchor
+from fasten.repository.erasing import Erased, Eraser
+from fasten.repository.holds import Hold
+from fasten.repository.pruning import Order, Sweep, Sweeper
+from fasten.retention import RetentionPolicy
 from fasten.settings import parse_dsn
 from tests.ledger import Ledger
 
 __all__ = ["TABLES", "Kept", "ways_to_edit"]
 
+DAY = 86_400
 TABLES = ("audit", "node", "head", "writer", "checkpoint", "erasure", "meta")
 """The tables of a store, as `Tables` names them; the outbox is no part of it."""
 
@@ -38,6 +45,7 @@ class Kept:
         self.maker = Ledger(seed)
         self.is_sqlite = self.dsn.path is not None
         self.repository = AuditRepository(self.dsn)
+        self.policy = RetentionPolicy(short=30 * DAY, medium=180 * DAY, long=1095 * DAY)
 
     def close(self) -> None:
         """
@@ -66,6 +74,81 @@ class Kept:
         Store one row for each of *classes*.
         """
         return self.append(node, [self.maker.pending(c, **given) for c in classes])
+
+    # -- what an operator does --
+
+    def sweep(self, node: str = "n1", **order: Any) -> Sweep:
+        """
+        Sweep at `now_us`: that of the ledger, unless another is given.
+        """
+        given = {"now_us": self.maker.us, "is_time_given": True, "interval_s": 60.0}
+        given |= {"wanted": self.policy, "is_explicit": True}
+        sweeper = Sweeper(self.repository, self.writer(node), Order(**given | order))
+        for _ in sweeper.run():
+            pass
+        return sweeper.done
+
+    def age(self, days: float) -> None:
+        """
+        Let days go by.
+        """
+        self.maker.us += round(days * 86_400_000_000)
+
+    @property
+    def eraser(self) -> Eraser:
+        """
+        Return what erases, on behalf of node n1.
+        """
+        return Eraser(self.repository, self.writer())
+
+    def erase(
+        self, field: str, value: str, *fields: str, reason: str = "asked for"
+    ) -> Erased:
+        """
+        Erase *fields*, by default the one asked for and the detail.
+        """
+        named = fields or tuple(sorted({field, "detail"} - {"id"}))
+        done = Erased()
+        eraser = self.eraser
+        about = eraser.subject(field, value, named)
+        found = bool(eraser.count(about))
+        eraser.announce(field, value, named, reason, is_renewed=found)
+        for _ in eraser.erase(about, named, reason, done):
+            pass
+        return done
+
+    def checkpoint(self) -> list[str]:
+        """
+        Sign what has changed; return the notes.
+        """
+        anchor = Anchor(self.repository, self.maker.service, [self.maker.signer])
+        return [note for notes in anchor.run() for note in notes]
+
+    def hold(self, field: str, value: str) -> Hold:
+        """
+        Put a legal hold.
+        """
+        hold = Hold(
+            id=f"h-{field}-{value}"[:40],
+            field=field,
+            value=value,
+            reason="court",
+            by="ann",
+            at="2026-01-01T00:00:00.000000Z",
+        )
+        self._put(hold)
+        return hold
+
+    def lift(self, hold: Hold) -> None:
+        """
+        Lift a hold.
+        """
+        self._put(attrs.evolve(hold, lifted_at="2026-02-01T00:00:00.000000Z"))
+
+    def _put(self, hold: Hold) -> None:
+        self.repository.schema.ensure()
+        with self.repository.database.transaction() as connection:
+            self.repository.holds.put(connection, hold)
 
     # -- what anybody with a password does --
 

@@ -69,11 +69,11 @@ class TestPrinted:
         assert 2 == done.exit_code
         assert "FASTEN_OUTBOX_DSN" in done.stderr
 
-    def test_which_tables(self) -> None:
+    def test_roles_of_the_outbox(self) -> None:
         """
-        Without --outbox nothing is made: it has to be said which tables are meant.
+        The roles of the outbox say nothing about the other tables.
         """
-        done = run("--dsn", "sqlite:///a.db")
+        done = run("--dsn", "sqlite:///a.db", "--mover-role", "shop")
 
         assert 2 == done.exit_code
         assert "--outbox" in done.stderr

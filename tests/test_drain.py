@@ -5,12 +5,22 @@ The drainer over real threads, and sources made of lists.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 import pytest
 
-from fasten.drain import Backoff, Drainer, Fault, Lane, Rows, Ticket, Watchdog
+from fasten.drain import (
+    Backoff,
+    Drainer,
+    Fault,
+    Lane,
+    Rewound,
+    Rows,
+    Ticket,
+    Watchdog,
+)
 
 
 class Waiting:
@@ -163,7 +173,9 @@ class TestDelivery:
         source, store = Waiting(*map(str, range(100))), Store()
         store.poison = "42"
         aside: list[tuple[int, Any]] = []
-        lane = lane_of(source, store, quarantine=lambda row, _: aside.append(row))
+        lane = lane_of(
+            source, store, set_aside=lambda batch, _: aside.extend(batch.rows)
+        )
         drainer = Drainer([lane])
 
         assert drainer.wait_for(lambda: source.acked == 100, 10)
@@ -171,6 +183,90 @@ class TestDelivery:
         assert [(43, "42")] == aside
         assert [str(n) for n in range(100) if n != 42] == store.rows
         assert 1 == lane.quarantined
+
+    def test_a_store_that_refuses_everything_keeps_its_rows(self) -> None:
+        """
+        Where the record of a refused row is refused, too, no row is put aside.
+        """
+        source = Waiting("a", "b", "c")
+        refusal = Failed(Fault("row", "no such value"))
+
+        def refuse(*_: Any) -> None:
+            raise refusal
+
+        lane = lane_of(source, Store(), set_aside=refuse)
+        lane.deliver = refuse
+        drainer = Drainer([lane])
+
+        assert drainer.wait_for(lambda: lane.fault is not None, 10)
+        drainer.close(1)
+        assert lane.fault is not None
+        assert "setup" == lane.fault.kind
+        assert "every other" in lane.fault.message
+        assert (0, 0, 0) == (source.acked, lane.delivered, lane.quarantined)
+
+    def test_gaps_stay_with_their_half(self) -> None:
+        """
+        What a batch is missing is told with the rows around it, and once.
+        """
+        batch = Rows([(2, "a"), (5, "b"), (9, "c")], 12, [(1, 1), (3, 4), (10, 12)])
+
+        left, right = Rows.halves(batch)
+
+        assert Rows([(2, "a")], 4, [(1, 1), (3, 4)]) == left
+        assert Rows([(5, "b"), (9, "c")], 12, [(10, 12)]) == right
+
+    def test_a_rewound_source_serves_again(self) -> None:
+        """
+        What was taken before the source went back is not delivered twice.
+        """
+        source, store = Waiting("a", "b"), Store()
+        rewinds = iter([True])
+
+        def deliver(batch: Any) -> None:
+            if next(rewinds, False):
+                source.rows = list(enumerate(("x", "a", "b"), 0))
+                raise Rewound
+            store.deliver(batch)
+
+        lane = lane_of(source, store)
+        lane.deliver = deliver
+        drainer = Drainer([lane])
+
+        assert drainer.wait_for(lambda: source.acked == 2, 10)
+        drainer.close(1)
+        assert ["x", "a", "b"] == store.rows
+
+    def test_a_store_is_well_again_without_a_row(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        After a ticket has failed, the store is asked until it answers; one line each.
+        """
+        store = Store(*[DOWN] * 4)
+        lane = lane_of(Waiting(), store)
+        drainer = Drainer([lane])
+        ticket = Ticket("x")
+        drainer.submit(lane, ticket)
+
+        assert ticket.wait(5)
+        assert DOWN == ticket.fault
+        assert drainer.wait_for(lambda: lane.fault is None, 10)
+        drainer.close(1)
+        assert 2 == len(caplog.records)
+
+    def test_a_fault_is_told_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        """
+        Faults that take turns are logged once each, until the store is well again.
+        """
+        starting = Fault("transient", "starting up")
+        store = Store(DOWN, starting, DOWN, starting, DOWN)
+        source = Waiting("a")
+        drainer = Drainer([lane_of(source, store)])
+
+        assert drainer.wait_for(lambda: source.acked == 1, 10)
+        drainer.close(1)
+        assert 3 == len(caplog.records)
 
     def test_a_lane_in_trouble_does_not_stop_another(self) -> None:
         """
@@ -363,6 +459,31 @@ class TestWatchdog:
         with watchdog.guard():
             assert gate.wait(5)
         assert 1 == watchdog.fired
+
+    def test_a_nearer_deadline(self) -> None:
+        """
+        One guard may be stricter than the others.
+        """
+        fired = threading.Event()
+        watchdog = Watchdog(fired.set, 60)
+
+        with watchdog.guard(0.02):
+            assert fired.wait(5)
+
+    def test_a_forked_child_watches_anew(self) -> None:
+        """
+        In a child the parent's watching thread is not waited for.
+        """
+        fired = threading.Event()
+        watchdog = Watchdog(fired.set, 30)
+        with watchdog.guard():
+            pid = os.fork()
+            if pid == 0:
+                watchdog.after_fork_in_child()
+                with watchdog.guard(0.02):
+                    os._exit(0 if fired.wait(5) else 1)
+
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def test_leaves_a_quick_call_alone(self) -> None:
         """

@@ -23,7 +23,10 @@ VALUES: Final = (
 )
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")
-CORE: Final = ("processors", "outbox", "delivery", "engine", "proof")
+CORE: Final = (
+    *("processors", "outbox", "losses", "upkeep", "delivery", "engine"),
+    *("proof", "custody", "forgetting"),
+)
 FACES: Final = ("__init__", "reader", "cli", "testing")
 SHIM: Final = ("shim",)
 

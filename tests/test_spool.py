@@ -702,6 +702,27 @@ class TestReentrance:
         rows, missing = find(tmp_path)
         assert (known, []) == (sorted(rows), missing)
 
+    def test_marks_of_rows_in_memory(self, tmp_path):
+        """
+        Rows that could not be written are written later, whichever was marked first.
+        """
+        clock = Clock()
+        journal = make_spool(tmp_path, clock=clock)
+        put(journal, 1)
+        journal._opening = 2  # as in a handler's handler, while files are created
+        journal._seal_side()
+        with journal._lock:
+            journal._is_inside = True
+            journal._mark_unwritten(3)
+            assert [2, 3] == put(journal, 2, 3)
+            journal._is_inside = False
+        journal._opening = 0
+        clock.now += 5
+        journal.maintain()
+        abandon(journal)
+
+        assert ([1, 2, 3], []) == found_in(tmp_path)
+
     def test_finalizers(self, tmp_path):
         """
         A `__del__` that the garbage collector runs inside append may append.

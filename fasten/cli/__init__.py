@@ -21,12 +21,18 @@ from fasten.cli.command import env_file
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = {
+    "checkpoint": "sign",
     "codes": "codes",
     "completion": "completion",
     "doctor": "doctor",
     "dump": "codes",
+    "erase": "erase",
+    "export": "export",
+    "hold": "sweep",
     "init-db": "initdb",
+    "keygen": "sign",
     "stats": "stats",
+    "sweep": "sweep",
     "tail": "read",
     "trace": "read",
     "verify": "verify",

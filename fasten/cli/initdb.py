@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from fasten.cli.command import Command, WrongUsage, read_settings, say, write
+from fasten.cli.hands import opened
+from fasten.cli.verify import audit_dsn
 from fasten.settings import Dsn, parse_dsn
 
 __all__ = ["init_db"]
@@ -20,12 +22,13 @@ __all__ = ["init_db"]
 @click.command(
     name="init-db",
     cls=Command,
-    epilog="Example: fasten init-db --outbox --print-sql --writer-role shop | psql",
+    epilog="Example: fasten init-db --print-sql | psql, or: "
+    "fasten init-db --outbox --print-sql --writer-role shop | psql",
 )
 @click.option(
     "--outbox",
     is_flag=True,
-    help="The outbox, in the database of FASTEN_OUTBOX_DSN (else the audit's).",
+    help="Only the outbox, in the database of FASTEN_OUTBOX_DSN (else the audit's).",
 )
 @click.option("--print-sql", is_flag=True, help="Print the SQL, and run nothing.")
 @click.option("--dsn", metavar="DSN", help="Log in with this one: the owner's.")
@@ -51,12 +54,16 @@ def init_db(
     writer_roles: tuple[str, ...],
 ) -> None:
     """
-    Make the outbox that `emit(connection=)` writes to, with the rights it needs.
+    Make the tables of the audit store, or the outbox of `emit(connection=)`.
 
-    It may be run again: what is there stays.
+    It may be run again: what is there stays. On Postgres --print-sql adds to the tables
+    the roles fasten_owner, fasten_app, fasten_reader and fasten_retention, and the
+    functions and triggers that let them do just what they have to. SQLite has no roles:
+    its triggers stop slips, and whoever can write to the file can drop them.
     """
     if not outbox:
-        raise WrongUsage("say which tables: --outbox")
+        _store(dsn, mover_role, writer_roles, print_sql=print_sql)
+        return
     from fasten.repository.outbox import outbox_sql, run_script
 
     place = _place(dsn)
@@ -65,6 +72,22 @@ def init_db(
         write(sql.splitlines())
         return
     run_script(place, sql)
+    say(f"set up {place.display}")
+
+
+def _store(
+    dsn: str | None, mover_role: str, writer_roles: tuple[str, ...], *, print_sql: bool
+) -> None:
+    if mover_role or writer_roles:
+        raise WrongUsage("--mover-role and --writer-role are about the --outbox")
+    from fasten.repository.roles import init_sql
+
+    place = audit_dsn(dsn, read_settings())
+    if print_sql:
+        write(init_sql(place).splitlines())
+        return
+    with opened(dsn, is_of_service=False) as custody:
+        custody.set_up()
     say(f"set up {place.display}")
 
 

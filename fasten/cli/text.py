@@ -22,6 +22,7 @@ __all__ = [
     "OUTPUTS",
     "Row",
     "audit_line",
+    "escaped",
     "free_fields",
     "json_text",
     "paint",
@@ -78,7 +79,15 @@ def json_text(value: object) -> str:
     """
     Encode *value* as compact JSON that is as safe to look at as it is to parse.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return escaped(
+        json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    )
+
+
+def escaped(text: str) -> str:
+    """
+    Return JSON text with everything escaped that a terminal should not get.
+    """
     if text.isprintable():
         return text
     # What is not printable can only stand inside a string: there it may be escaped.

@@ -26,6 +26,7 @@ from fasten.cli.command import (
     say,
     write,
 )
+from fasten.cli.filters import output_option
 from fasten.cli.text import json_text, paint, terminal_safe
 from fasten.errors import MissingExtra
 from fasten.evidence import Report
@@ -71,14 +72,7 @@ _STYLES: Final = {"ok": "green", "unverifiable": "yellow"}
     help="Say `unverifiable` of a chain that no checkpoint holds.",
 )
 @click.option("--dsn", metavar="DSN", help="Verify this store, not FASTEN_AUDIT_DSN.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print it.",
-)
+@output_option("text", "json")
 def verify(
     *,
     file: str | None,

@@ -14,7 +14,6 @@ from typing import Any, Final
 import attrs
 import sqlalchemy as sa
 from sqlalchemy import bindparam as p
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from fasten import chain
@@ -28,6 +27,7 @@ from fasten.repository.meta import Meta, clock
 from fasten.repository.reading import (
     AuditReader,
     microseconds,
+    moment,
     wire_time,
 )
 from fasten.repository.schema import Schema
@@ -37,6 +37,7 @@ from fasten.repository.tables import (
     Tables,
     audit_tables,
     head_of,
+    upsert,
 )
 from fasten.rows import (
     AUDIT_COLUMNS,
@@ -86,7 +87,7 @@ class AuditRepository:
         self.database = database or Database(dsn)
         self.author = author
         self.erasures = Erasures()
-        self._entropy = entropy
+        self.entropy = entropy
         self._ulids, self._pid = UlidMinter(entropy), os.getpid()
         self._tables: Tables | None = None
         self._schema: Schema | None = None
@@ -100,6 +101,12 @@ class AuditRepository:
         if self._tables is None:
             self._tables = audit_tables(self.dsn)
         return self._tables
+
+    def moment(self, us: int) -> Any:
+        """
+        Spell microseconds since 1970 as the columns do.
+        """
+        return moment(self.dsn, us)
 
     @cached_property
     def meta(self) -> Meta:
@@ -135,13 +142,15 @@ class AuditRepository:
         last: int,
         *,
         pause: Callable[[], None] = lambda: None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> list[tuple[Any, ...]]:
         """
         Store a batch in one transaction; return the stored rows, as columns.
 
         Rows at or below the writer's watermark are in the store already and are
         left out. *last* 0 means that the rows have no place in a journal. *pause*
-        is called between pieces, so that other threads get their turn.
+        is called between pieces, so that other threads get their turn;
+        *before_commit* when all rows are in, and may raise.
 
         Raises:
             Exception: whatever the driver says; nothing is stored then, unless it
@@ -149,13 +158,15 @@ class AuditRepository:
         """
         self.schema.ensure()
         try:
-            return self._append(writer, rows, last, frozenset(), pause)
+            return self._append(
+                writer, rows, last, frozenset(), pause, before_commit
+            )
         except Exception as error:  # looked at, and raised again if not ours
             if not self._is_known_id(error):
                 self._look_again(error)
                 raise
         known = self._known_ids([row[0] for _, row in rows])
-        return self._append(writer, rows, last, known, pause)
+        return self._append(writer, rows, last, known, pause, before_commit)
 
     def _append(
         self,
@@ -164,6 +175,7 @@ class AuditRepository:
         last: int,
         known: frozenset[str],
         pause: Callable[[], None],
+        before_commit: Callable[[], None],
     ) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
             node = self._lock_node(connection, writer)
@@ -181,6 +193,7 @@ class AuditRepository:
                     watermark=last,
                     updated_at=node[2],
                 )
+            before_commit()
         return sealed
 
     def lock(self, connection: Connection, writer: Writer) -> None:
@@ -374,7 +387,7 @@ class AuditRepository:
                     node=writer.node,
                     first_seq=seq + start + 1,
                     heads=heads,
-                    salts=self._entropy(chain.SALT_BYTES * len(piece)),
+                    salts=self.entropy(chain.SALT_BYTES * len(piece)),
                     stored_at=now if isinstance(now, str) else wire_time(now),
                 )
                 if doomed:
@@ -551,24 +564,24 @@ def erasure_details(
 
 def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
 
-    upsert = postgresql.insert if is_postgres else sqlite.insert
+    dialect = "postgresql" if is_postgres else "sqlite"
     node, head, writer = tables.node, tables.head, tables.writer
     # On SQLite BEGIN IMMEDIATE holds the lock that FOR UPDATE takes on Postgres.
-    now = clock("postgresql" if is_postgres else "sqlite")
+    now = clock(dialect)
     at_node = (node.c.service_id == p("service_id")) & (
         node.c.source_node_id == p("source_node_id")
     )
     at_head = (head.c.service_id == p("service_id")) & (
         head.c.source_node_id == p("source_node_id")
     )
-    marked = upsert(writer).values(
+    marked = upsert(writer, dialect).values(
         {c.name: p(c.name) for c in writer.c if c.name != "followed_at"}
     )
     return {
         "node": sa.select(node.c.seq, node.c.ahead_ms, now)
         .where(at_node)
         .with_for_update(),
-        "new_node": upsert(node)
+        "new_node": upsert(node, dialect)
         .values(
             service_id=p("service_id"),
             source_node_id=p("source_node_id"),
@@ -589,7 +602,7 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
         "move_node": node.update()
         .where(at_node)
         .values(seq=p("new_seq"), ahead_ms=p("new_ahead"), updated_at=p("updated_at")),
-        "move_head": _moved_head(upsert(head), p),
+        "move_head": _moved_head(upsert(head, dialect), p),
         "mark": marked.on_conflict_do_update(
             index_elements=["writer_id"],
             set_={c: marked.excluded[c] for c in ("watermark", "updated_at")},

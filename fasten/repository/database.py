@@ -173,6 +173,13 @@ class Database:
                 raise CommitUnanswered(type(error).__name__) from error
             raise
 
+    def run(self, sql: str) -> Any:
+        """
+        Run a statement of SQLite outside of any transaction; return its rows.
+        """
+        raw: Any = self._writing().connection.driver_connection
+        return raw.execute(sql).fetchall()
+
     def _writing(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self.engine.connect()

@@ -9,7 +9,7 @@ somebody was erased are stored already erased.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -146,6 +146,18 @@ class Erasures:
                     found[row[0]] = entries
         return found
 
+    def mentions(self, row: Mapping[str, Any]) -> bool:
+        """
+        Tell whether any text in a row of any shape is somebody who is to be forgotten.
+        """
+        known = {(salt, digest) for _, salt, digest in self._known}
+        salts = {salt for salt, _ in known}
+        return any(
+            (salt, digest_of(salt, text)) in known
+            for text in _texts(row)
+            for salt in salts
+        )
+
     def about_stored(self, row: Sequence[Any]) -> list[Erasure]:
         """
         Return the entries about a stored row, in the order of AUDIT_COLUMNS.
@@ -156,6 +168,17 @@ class Erasures:
         except ValueError:
             return []
         return self.about(values, at_us)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 _TIME: Final = Pending._fields.index("timestamp_us")

@@ -8,19 +8,14 @@ Which keys there are is told by those who put them: `schema`, `pruning`, `holds`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-__all__ = ["Meta", "clock"]
+from fasten.repository.tables import upsert
 
-_UPSERT: Final[Mapping[str, Any]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
+__all__ = ["Meta", "clock"]
 
 
 class Meta:
@@ -56,7 +51,7 @@ class Meta:
         Set *key* to a JSON value.
         """
         text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-        insert = _UPSERT[connection.dialect.name](self._table)
+        insert = upsert(self._table, connection.dialect.name)
         connection.execute(
             insert.values(key=key, value=text).on_conflict_do_update(
                 index_elements=["key"], set_={"value": text}

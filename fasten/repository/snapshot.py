@@ -49,6 +49,13 @@ class Snapshot:
         if not self._present:
             raise FileNotFoundError(f"there is no table {self._tables.audit.fullname}")
 
+    @property
+    def audit(self) -> sa.Table:
+        """
+        Return the table that conditions for `rows` are about.
+        """
+        return self._tables.audit
+
     def _find_tables(self) -> set[str]:
         """
         Return which tables are there: somebody may have dropped one.
@@ -83,6 +90,13 @@ class Snapshot:
         found = self._all(sa.select(node.service_id, node.source_node_id, node.seq))
         return {(row[0], row[1]): row[2] for row in found}
 
+    def ahead_ms(self) -> int:
+        """
+        Return how far ids run ahead of the times of their rows.
+        """
+        found = self._all(sa.select(self._tables.node.c.ahead_ms))
+        return max((row[0] for row in found if type(row[0]) is int), default=0)
+
     def notes(self) -> list[tuple[str, str]]:
         """
         Return the stored checkpoints, each with the time at which it was stored.
@@ -107,12 +121,17 @@ class Snapshot:
 
     # -- rows --
 
-    def rows(self, *conditions: sa.ColumnElement[bool]) -> Iterator[Row]:
+    def rows(
+        self,
+        *conditions: sa.ColumnElement[bool],
+        values: Mapping[str, Any] | None = None,
+    ) -> Iterator[Row]:
         """
         Yield rows in the order of AUDIT_COLUMNS, by service, node and number.
 
         Times are wire text, detail is the stored text. Text that is no UTF-8 comes
-        back with lone surrogates in it.
+        back with lone surrogates in it. *values* are those of the conditions' own
+        parameters.
         """
         audit = self._tables.audit
         if audit.name not in self._present:
@@ -123,10 +142,11 @@ class Snapshot:
             .order_by(audit.c.service_id, audit.c.source_node_id, audit.c.monotonic_seq)
         )
         compiled = query.compile(dialect=self._dialect)
+        params = {**compiled.params, **(values or {})}
         if self._is_postgres:
-            return self._stream(str(compiled), compiled.params)
+            return self._stream(str(compiled), params)
         order: Sequence[str] = compiled.positiontup or ()
-        return self._walk(str(compiled), [compiled.params[name] for name in order])
+        return self._walk(str(compiled), [params[name] for name in order])
 
     def _walk(self, sql: str, values: Sequence[Any]) -> Iterator[Row]:
         """

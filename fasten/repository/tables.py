@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attrs
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from fasten.chain import Head
@@ -27,6 +28,7 @@ __all__ = [
     "head_of",
     "indexed",
     "stream_table",
+    "upsert",
 ]
 
 INDEXED_CHARACTERS: Final = 128
@@ -231,6 +233,13 @@ def indexed(table: sa.Table, dsn: Dsn, column: str) -> Any:
     if dsn.backend == "postgresql":
         return sa.func.left(table.c[column], sa.literal_column(str(INDEXED_CHARACTERS)))
     return table.c[column]
+
+
+def upsert(table: sa.Table, dialect: str) -> Any:
+    """
+    Return an INSERT that knows ON CONFLICT, as both stores spell it.
+    """
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 class Statement:

@@ -53,6 +53,7 @@ __all__ = [
     "Orphan",
     "Quarantined",
     "adopt",
+    "amend_quarantined",
     "has_foreign",
     "quarantine",
     "quarantined",
@@ -273,12 +274,26 @@ def _dead(directory: Path, service: str, store: str) -> Iterator[Orphan]:
             yield Orphan(directory, who, lock_fd)
 
 
-def quarantine(directory: Path, writer_id: str, row: Row, reason: str) -> bool:
+def quarantine(
+    directory: Path,
+    writer_id: str,
+    row: Row,
+    reason: str,
+    *,
+    service: str = "",
+    node: str = "",
+) -> bool:
     """
     Keep a row that the store refuses, in a file beside the segments; false if it
-    cannot be written.
+    cannot be written. *service* and *node* are its writer's.
     """
-    entry = {"index": row[0], "reason": reason, "row": pack(row[1]).decode()}
+    entry = {
+        "index": row[0],
+        "reason": reason,
+        "service": service,
+        "node": node,
+        "row": pack(row[1]).decode(),
+    }
     line = json.dumps(entry).encode() + b"\n"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | SAFELY
     try:
@@ -297,17 +312,22 @@ def quarantine(directory: Path, writer_id: str, row: Row, reason: str) -> bool:
 class Quarantined(NamedTuple):
     """
     A row that was put aside, in `Pending` order, and the file that holds it.
+
+    *service* and *node* are empty where they were not known.
     """
 
     path: Path
     reason: str
     row: tuple[Any, ...]
+    service: str = ""
+    node: str = ""
 
 
 def quarantined(directory: Path) -> Iterator[Quarantined]:
     """
-    Read the rows that were put aside; lines that cannot be read are left out.
+    Read the rows that were put aside, each once; what cannot be read is left out.
     """
+    seen: set[str] = set()
     for path in listing(directory):
         if path.suffix != ".quarantine":
             continue
@@ -315,7 +335,53 @@ def quarantined(directory: Path) -> Iterator[Quarantined]:
             with suppress(KeyError, TypeError, ValueError):
                 entry = json.loads(line)
                 row = unpack(entry["row"].encode())
-                yield Quarantined(path, str(entry["reason"]), row)
+                # A commit that was not answered has it put aside twice.
+                if row[0] not in seen:
+                    seen.add(row[0])
+                    place = str(entry.get("service", "")), str(entry.get("node", ""))
+                    yield Quarantined(path, str(entry["reason"]), row, *place)
+
+
+def amend_quarantined(
+    directory: Path, amend: Callable[[tuple[Any, ...]], tuple[Any, ...] | None]
+) -> int:
+    """
+    Put other rows in the place of those that *amend* returns one for; return how many.
+
+    The new line is written first, then the old one is blanked: no row is lost half-way.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    amended = 0
+    for path in listing(directory):
+        if path.suffix == ".quarantine":
+            at = 0
+            for line in read_path(path).splitlines(keepends=True):
+                amended += _amend_line(path, at, line, amend)
+                at += len(line)
+    return amended
+
+
+def _amend_line(
+    path: Path,
+    at: int,
+    line: bytes,
+    amend: Callable[[tuple[Any, ...]], tuple[Any, ...] | None],
+) -> bool:
+    with suppress(KeyError, TypeError, ValueError):
+        entry = json.loads(line)
+        row = amend(unpack(entry["row"].encode()))
+        if row is None:
+            return False
+        entry["row"] = pack(row).decode()
+        with path.open("r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.seek(at)
+            file.write(b" " * (len(line) - 1))
+        return True
+    return False
 
 
 def _tidy(directory: Path, now: float) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
 
 from fasten.repository import SchemaProblem
 from fasten.repository.periods import Periods
 from fasten.repository.pruning import Order, Sweeper, SweepIsBusy
+from tests.outside import wait_until
 from tests.stores import DAY, Kept
 
 YEAR = 365 * DAY
@@ -246,6 +249,27 @@ class TestSteps:
 
         assert 0 == kept.sweep("n2").deleted
 
+    def test_of_two_that_wait_for_the_lease_one_gets_it(self, postgres_dsn):
+        """
+        The other one finds it given, however long both have waited.
+        """
+        stores = [Kept(postgres_dsn, seed) for seed in range(3)]
+        stores[0].emit("n1", "short")
+        stores[0].sweep()
+        given = []
+        for _ in range(5):
+            with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_dsn) as first:
+                first.execute("SELECT 1 FROM audit_log_meta FOR UPDATE")
+                begun = [pool.submit(_begins, kept) for kept in stores[1:]]
+                wait_until(lambda: stores[0].sql(_WAITING) == [(2,)], 10)
+                first.rollback()
+                given.append(sorted(each.result() for each in begun))
+            stores[0].sql(_GIVEN_BACK)
+        for kept in stores:
+            kept.close()
+
+        assert [[False, True]] * 5 == given
+
     def test_a_lease_of_a_wrong_clock_is_no_lock(self, kept):
         """
         Nobody is kept out until the year 2036.
@@ -458,6 +482,25 @@ class TestClock:
         seen = _trusted_days(young, 7, 14, 21, 28)
 
         assert [0.0, 7.0, 14.0, 21.0] == seen
+
+
+def _begins(kept: Kept) -> bool:
+    """
+    Begin a sweep; false if it is refused.
+    """
+    writer = attrs.evolve(kept.writer(), id=kept.maker.random.randbytes(16).hex())
+    try:
+        next(Sweeper(kept.repository, writer, _order(kept)).run())
+    except SweepIsBusy:
+        return False
+    return True
+
+
+_GIVEN_BACK = "UPDATE audit_log_meta SET value = 'null' WHERE key = 'sweep:shop'"
+_WAITING = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 def _order(kept: Kept, **given: Any) -> Order:

@@ -158,9 +158,7 @@ class AuditRepository:
         """
         self.schema.ensure()
         try:
-            return self._append(
-                writer, rows, last, frozenset(), pause, before_commit
-            )
+            return self._append(writer, rows, last, frozenset(), pause, before_commit)
         except Exception as error:  # looked at, and raised again if not ours
             if not self._is_known_id(error):
                 self._look_again(error)

@@ -32,8 +32,18 @@ class Meta:
         """
         query = sa.select(self._table.c.value).where(self._table.c.key == key)
         if is_locked:
+            self._claim(connection, key)
             query = query.with_for_update()
         return _read(connection.execute(query).scalar())
+
+    def _claim(self, connection: Connection, key: str) -> None:
+        """
+        Make a row to lock: two that find none would both believe to be the first.
+        """
+        insert = upsert(self._table, connection.dialect.name)
+        connection.execute(
+            insert.values(key=key, value="null").on_conflict_do_nothing()
+        )
 
     def starting(self, connection: Connection, prefix: str) -> dict[str, Any]:
         """

@@ -220,11 +220,14 @@ class Sweeper:
         Raises:
             Exception: whatever the driver says.
         """
-        meta = self._repository.meta
         with self._repository.database.transaction() as connection:
-            held = meta.get(connection, self._lease, is_locked=True)
-            if isinstance(held, dict) and held.get("by") == self._writer.id:
-                meta.put(connection, self._lease, None)
+            self._drop_lease(connection)
+
+    def _drop_lease(self, connection: Connection) -> None:
+        meta = self._repository.meta
+        held = meta.get(connection, self._lease, is_locked=True)
+        if isinstance(held, dict) and held.get("by") == self._writer.id:
+            meta.put(connection, self._lease, None)
 
     @property
     def _lease(self) -> str:
@@ -238,12 +241,14 @@ class Sweeper:
             SweepIsBusy: somebody else is.
         """
         meta = self._repository.meta
-        now_us = self._periods.store_us(connection)
         held = meta.get(connection, self._lease, is_locked=True)
+        # Only now: whoever had the lock before us has read the clock later otherwise.
+        now_us = self._periods.store_us(connection)
         if isinstance(held, dict) and held.get("by") != self._writer.id:
             until_us = held.get("until_us")
             # A lease of the far future was taken by a clock that is wrong.
-            if type(until_us) is int and 0 < until_us - now_us <= LEASE_S * _SECOND:
+            longest_us = 2 * LEASE_S * _SECOND
+            if type(until_us) is int and 0 < until_us - now_us <= longest_us:
                 raise SweepIsBusy(
                     "another process is sweeping; try again in "
                     f"{(until_us - now_us) / _SECOND:.0f} s"
@@ -253,10 +258,11 @@ class Sweeper:
 
     def _end(self) -> None:
         with self._repository.database.transaction() as connection:
+            self._drop_lease(connection)
             now_us = self._periods.store_us(connection)
-            meta = self._repository.meta
-            meta.put(connection, self._lease, None)
-            meta.put(connection, f"swept:{self._writer.service}", now_us)
+            self._repository.meta.put(
+                connection, f"swept:{self._writer.service}", now_us
+            )
             tidy(connection, self._repository)
         if not self._repository.database.is_postgres:
             self._repository.database.run("PRAGMA incremental_vacuum(4000)")

@@ -1936,7 +1936,7 @@ class TestQuarantine:
             file.write(b"{rubbish\n")
         found = list(spool.quarantined(folder))
 
-        assert [(path, "too long", row)] == [tuple(entry) for entry in found]
+        assert [(path, "too long", row, "", "")] == [tuple(entry) for entry in found]
         assert 0o600 == stat.S_IMODE(path.stat().st_mode)
         assert ({}, []) == find(folder)
 

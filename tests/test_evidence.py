@@ -441,7 +441,7 @@ class TestColumns:
             "{",
             "",
             "[" * 100_000,
-            '{"a":' * 2000 + "1" + "}" * 2000,
+            '{"a":' * 50_000 + "1" + "}" * 50_000,
         ],
     )
     def test_a_stored_detail_has_one_spelling(self, text):

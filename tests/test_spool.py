@@ -20,10 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Self
 
 import pytest
@@ -149,7 +149,7 @@ def abandon(journal: Spool) -> None:
 
 def run_script(script: str, *arguments: object, timeout: float = 60) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script, *map(str, arguments)],
+        [*PROGRAM, PRELUDE + script, *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -162,6 +162,8 @@ def run_script(script: str, *arguments: object, timeout: float = 60) -> str:
     return done.stdout
 
 
+# Python 3.12 warns of each fork beside threads: some tests here do just that.
+PROGRAM = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c"]
 PRELUDE = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -466,27 +468,74 @@ class Interrupter:
         self.left, self.act, self.has_acted = nth, act, False
 
     def __enter__(self) -> Self:
-        sys.settrace(self._enter)
+        self.tool = watch(self._reach)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        unwatch(self.tool)
 
-    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename not in SOURCES:
-            return None
-        frame.f_trace_opcodes = True
-        places = interruptible(frame.f_code)
+    def _reach(self, code: CodeType, offset: int) -> None:
+        if self.has_acted or offset not in interruptible(code):
+            return
+        self.left -= 1
+        if self.left < 0:
+            self.has_acted = True
+            # Seen itself, too, by an interrupter inside of *act*.
+            sys.call_tracing(self.act, ())
 
-        def step(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "opcode" and frame.f_lasti in places and not self.has_acted:
-                self.left -= 1
-                if self.left < 0:
-                    self.has_acted = True
-                    self.act()
+
+if sys.version_info >= (3, 12):
+    # Tracing of instructions came to depend on what was traced before.
+    monitoring = sys.monitoring
+
+    def watch(reach: Callable[[CodeType, int], None]) -> int:
+        """
+        Have *reach* called before each instruction of the journal's code.
+        """
+        tool = next(n for n in range(6) if monitoring.get_tool(n) is None)
+        monitoring.use_tool_id(tool, "interrupter")
+        event = monitoring.events.INSTRUCTION
+        monitoring.register_callback(tool, event, reach)
+        set_events(tool, event)
+        return tool
+
+    def unwatch(tool: int) -> None:
+        set_events(tool, monitoring.events.NO_EVENTS)
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+        monitoring.free_tool_id(tool)
+
+    def set_events(tool: int, events: int) -> None:
+        for code in journal_code():
+            monitoring.set_local_events(tool, code, events)
+
+    @cache
+    def journal_code() -> list[CodeType]:
+        codes = [f.__code__ for f in gc.get_objects() if isinstance(f, FunctionType)]
+        return [code for code in codes if code.co_filename in SOURCES]
+
+else:
+
+    def watch(reach: Callable[[CodeType, int], None]) -> int:
+        """
+        Have *reach* called before each instruction of the journal's code.
+        """
+
+        def enter(frame: FrameType, event: str, argument: Any) -> Any:
+            if frame.f_code.co_filename not in SOURCES:
+                return None
+            frame.f_trace_opcodes = True
             return step
 
-        return step
+        def step(frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "opcode":
+                reach(frame.f_code, frame.f_lasti)
+            return step
+
+        sys.settrace(enter)
+        return 0
+
+    def unwatch(_tool: int) -> None:
+        sys.settrace(None)
 
 
 def interruptible(code: Any, known: dict[Any, set[int]] = {}) -> set[int]:  # noqa: B006
@@ -570,7 +619,6 @@ class TestReentrance:
         """
         Wherever an append is broken off, its row is kept or void: nothing is missing.
         """
-
         for nth in count():
             folder = tmp_path / str(nth)
             journal = set_scene(folder, scene)
@@ -593,20 +641,21 @@ class TestReentrance:
         An append inside another one may be broken off too, wherever both are.
         """
         inner: list[int] = []
+        broken_off = 0
 
         def put_and_fail(deep: int) -> Callable[[], None]:
             def act() -> None:
-                sys.settrace(None)
+                nonlocal broken_off
                 try:
                     with Interrupter(deep, throw):
                         inner.extend(put(journal, 9))
                 except Interrupted:
-                    pass
+                    broken_off += 1
 
             return act
 
-        for nth in range(0, 60, 3):
-            for deep in range(0, 40, 3):
+        for nth in range(0, 60, 4):
+            for deep in range(0, 40, 4):
                 folder = tmp_path / f"{nth}-{deep}"
                 journal = set_scene(folder, scene)
                 inner.clear()
@@ -615,6 +664,7 @@ class TestReentrance:
                 after = put(journal, 4)
 
                 check_found(folder, journal, [1, 2, *outer, *inner, *after], scene)
+        assert broken_off > 10
 
     def test_death_inside_a_handler(self, tmp_path):
         """

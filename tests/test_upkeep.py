@@ -242,6 +242,7 @@ class TestCheckpoints:
             import fasten
             fasten.init()
             fasten.emit("USER_CREATED", "u-1")
+            assert fasten.flush(30)
             """,
             env={
                 "FASTEN_SERVICE_ID": "shop",

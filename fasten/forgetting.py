@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import attrs
 
@@ -44,8 +45,8 @@ Progress = Callable[[int, int], None]
 
 def erase(
     *,
-    actor: str | None = None,
-    target: str | None = None,
+    actor: str | int | UUID | None = None,
+    target: str | int | UUID | None = None,
     id: str | None = None,
     reason: str,
     fields: Iterable[str] = (),
@@ -83,9 +84,9 @@ def erase(
     return done
 
 
-def _subject(**given: str | None) -> tuple[str, str]:
-    named = [(field, str(value)) for field, value in given.items() if value]
-    if len(named) != 1:
+def _subject(**given: str | int | UUID | None) -> tuple[str, str]:
+    named = [(field, str(value)) for field, value in given.items() if value is not None]
+    if len(named) != 1 or not named[0][1]:
         raise InvalidAnchor("give exactly one of actor=, target= and id= to erase")
     return named[0]
 

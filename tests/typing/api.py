@@ -12,7 +12,7 @@ import logging
 import unittest
 from collections.abc import Mapping
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -280,6 +280,22 @@ def structlog_chain() -> None:
     before = install_record_factory()
     logging.setLogRecordFactory(before)
     logging.getLogger().addHandler(handler)
+
+
+def evidence() -> None:
+    """
+    What an operator does from a program: sweep, erase, verify.
+    """
+    swept = fasten.sweep()
+    fasten.sweep(now=datetime(2027, 1, 1, tzinfo=UTC))
+    by_class: dict[str, int] = swept.by_class
+    erased = fasten.erase(actor=42, reason="asked for", fields=["actor", "detail"])
+    fasten.erase(id="evt-1", reason="asked for", dry_run=True, ledger="erased.ndjson")
+    left: list[str] = [*erased.held, *erased.lagging, *erased.remains]
+    report = fasten.verify(checkpoint="monday.note", key=["shop.vkey"])
+    fasten.verify("export.ndjson", require_anchor=True)
+    found: list[str] = [finding.message for finding in report.findings]
+    print(by_class, left, erased.is_complete, report.ok, report.status, found)
 
 
 def trails() -> None:

@@ -110,8 +110,7 @@ class Delivery:
         self._stream_lanes()
         self.outbox = self._make_outbox()
         self.upkeep = self._make_upkeep()
-        if self.has_store:
-            self.drainer.every(ADOPT_S, self.adopt)
+        self._adopting = self._make_adopting()
         self.drainer.every(TEND_S, self._tend, first_s=TEND_S)
 
     # -- wiring --
@@ -207,6 +206,11 @@ class Delivery:
             writer=lambda: self.writer,
             now_us=self._now_us,
         )
+
+    def _make_adopting(self) -> Chore | None:
+        if not self.has_store:
+            return None
+        return self.drainer.every(ADOPT_S, self.adopt)
 
     @property
     def _outbox_dsn(self) -> Dsn | None:
@@ -458,6 +462,14 @@ class Delivery:
         )
 
     # -- dead writers --
+
+    def adopt_soon(self) -> None:
+        """
+        Look for journals of dead processes now, in the drainer's thread.
+        """
+        if self._adopting is not None:
+            self._adopting.due = 0.0
+            self.drainer.wake()
 
     def adopt(self) -> None:
         """

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tests.outside import ROOT, wait_until
+from fasten.spool.files import read_ack
+from tests.outside import ROOT
 
-__all__ = ["inherit", "is_settled"]
+__all__ = ["inherit", "unsettled"]
 
 
-def inherit(dsn: str, directory: Path | str, timeout: float = 120.0) -> None:
+def inherit(dsn: str, directory: Path | str, timeout: float = 60.0) -> None:
     """
     Start the next process of the service, and wait until it has delivered everything.
+
+    *timeout* is how long it may get no further.
 
     Raises:
         RuntimeError: it failed, or something is left.
@@ -31,41 +35,40 @@ def inherit(dsn: str, directory: Path | str, timeout: float = 120.0) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout + 30,
     )
     if done.returncode:
         raise RuntimeError(f"the heir failed:\n{done.stderr[-4000:]}")
 
 
-def is_settled(directory: Path | str, own: str = "") -> bool:
+def unsettled(directory: Path | str, own: str = "") -> set[str]:
     """
-    Tell whether each journal but *own* is delivered, as its account says.
+    Return the writers, *own* left out, whose journals are not delivered, as their
+    accounts say.
     """
-    writers = {path.name.partition(".")[0] for path in Path(directory).glob("*.seg")}
-    return all(
-        (Path(directory) / f"{writer}.ack").read_bytes().endswith(b"done")
-        for writer in writers - {own}
-    )
+    folder = Path(directory)
+    writers = {path.name.partition(".")[0] for path in folder.glob("*.seg")} - {own}
+    accounts = {writer: read_ack(folder / f"{writer}.ack") for writer in writers}
+    return {writer for writer, ack in accounts.items() if not (ack and ack.is_done)}
 
 
 def _inherit(dsn: str, directory: str, timeout: float) -> None:
     import fasten
     from tests.faults.victim import settings_of
 
-    until = time.monotonic() + timeout
-    while True:
-        # Who was dying while one engine looked is found by the next.
-        engine = fasten.init(**settings_of(dsn, directory))
-        own = engine.delivery.spool.writer_id  # type: ignore[union-attr]
-        try:
-            wait_until(partial(is_settled, directory, own), 5)
-        except (TimeoutError, OSError):
-            if time.monotonic() > until:
-                raise
-            continue
-        if not fasten.close(30):
-            raise RuntimeError("the heir could not deliver its own rows")
-        return
+    engine = fasten.init(**settings_of(dsn, directory))
+    delivery: Any = engine.delivery
+    pause, moved, before = threading.Event(), time.monotonic(), (-1, -1)
+    while left := unsettled(directory, delivery.spool.writer_id):
+        now = len(left), delivery.stats()["replayed"]
+        if now != before:  # slow is no fault: what counts is that it gets on
+            moved, before = time.monotonic(), now
+        elif time.monotonic() - moved > timeout:
+            raise RuntimeError(f"{sorted(left)} left; {fasten.health()}")
+        # Who was still dying while the engine looked is found when it looks again.
+        delivery.adopt_soon()
+        pause.wait(0.2)
+    if not fasten.close(30):
+        raise RuntimeError("the heir could not deliver its own rows")
 
 
 if __name__ == "__main__":

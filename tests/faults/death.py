@@ -18,68 +18,69 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 from tests.faults import failpoints
+from tests.faults.grounds import Grounds, both
 from tests.faults.heir import inherit
 from tests.faults.oracle import Outcome, judge, read_acks
 from tests.faults.victim import emit_on, settings_of
 from tests.outside import ROOT, wait_until
 
-__all__ = ["ENDS", "KINDS", "die", "kill_at_random", "kill_at_steps"]
+__all__ = ["ENDS", "EXPERIMENTS", "KINDS", "die", "kill_at_random", "kill_at_steps"]
 
 THREADS: Final = 4
 KINDS: Final = ("plain", "signals", "del", "logging")
 """Where rows come from: threads, and a signal handler, `__del__`, a logging handler."""
 
-PAUSE_S: Final = 0.001
+PAUSE_S: Final = 0.004
 
 PATIENCE_S: Final = 20.0
 """How long a victim may take to end by itself."""
 
-STEP_S: Final = 3.0
+STEP_S: Final = 1.0
 """How long a victim is waited for that is to die at a step."""
 
 
 def kill_at_random(
-    dsn: str, directory: Path, *, trials: int, kind: str = "plain", seed: int = 0
+    grounds: Grounds, *, store: str, trials: int = 1000, kinds: Sequence[str] = KINDS
 ) -> Outcome:
     """
     Kill *trials* victims with 4 emitting threads each; let an heir deliver the rest.
 
-    *kind* is one of KINDS.
+    *kinds* of KINDS take turns.
     """
-    causes = [f"random/{kind}"] * trials
-    return _shoot(f"kill -9 at random, {kind}", dsn, directory, causes, seed)
+    causes = [f"random/{kinds[trial % len(kinds)]}" for trial in range(trials)]
+    return _shoot("kill -9 at random", grounds, store, causes)
 
 
-def kill_at_steps(dsn: str, directory: Path, *, trials: int, seed: int = 0) -> Outcome:
+def kill_at_steps(grounds: Grounds, *, store: str, trials: int = 10) -> Outcome:
     """
     Kill *trials* victims at each step of `failpoints`.
     """
     causes = [f"step/{step}" for step in failpoints.STEPS] * trials
-    return _shoot("kill -9 at each step", dsn, directory, causes, seed)
+    return _shoot("kill -9 at each step", grounds, store, causes)
 
 
-def die(dsn: str, directory: Path, *, trials: int, seed: int = 0) -> Outcome:
+def die(grounds: Grounds, *, store: str, trials: int = 10) -> Outcome:
     """
     Let *trials* victims end in each way of ENDS.
     """
     causes = [f"end/{end}" for end in ENDS] * trials
-    return _shoot("exit, abort, signals, exceptions", dsn, directory, causes, seed)
+    return _shoot("exit, abort, signals, exceptions", grounds, store, causes)
 
 
-def _shoot(
-    name: str, dsn: str, directory: Path, causes: list[str], seed: int
-) -> Outcome:
+def _shoot(name: str, grounds: Grounds, store: str, causes: list[str]) -> Outcome:
+    dsn, directory = grounds.dsn(store), grounds.spool
     directory.mkdir(parents=True, exist_ok=True)
-    acks = directory.parent / f"{directory.name}.acks"
+    acks = grounds.folder / "acks"
+    acks.touch()
     start = time.monotonic()
+    given = (dsn, str(directory), str(acks), str(grounds.seed))
     done = subprocess.run(
-        [sys.executable, "-m", __name__, dsn, str(directory), str(acks), str(seed)],
+        [sys.executable, "-m", __name__, *given],
         input="\n".join(causes),
         cwd=ROOT,
         capture_output=True,
@@ -90,7 +91,6 @@ def _shoot(
     if done.returncode:
         raise RuntimeError(f"the range failed:\n{done.stderr[-4000:]}")
     inherit(dsn, directory)
-    store = "SQLite" if dsn.startswith("sqlite") else "Postgres"
     with acks.open(encoding="ascii") as file:
         found = judge(
             f"{name} ({store})",
@@ -101,6 +101,14 @@ def _shoot(
             wrong=done.stdout.splitlines(),
         )
     return found.lasting(time.monotonic() - start)
+
+
+EXPERIMENTS: Final = {
+    **both("kill", kill_at_random),
+    **both("steps", kill_at_steps),
+    **both("ends", die),
+}
+"""The experiments of this module."""
 
 
 # --- in the range ------------------------------------------------------------------

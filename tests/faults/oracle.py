@@ -60,12 +60,12 @@ class Outcome:
 
     name: str
     trials: int
-    emitted: int
-    acked: int
-    stored: int
-    lost: int
-    dup: int
-    invented: int
+    emitted: int = 0
+    acked: int = 0
+    stored: int = 0
+    lost: int = 0
+    dup: int = 0
+    invented: int = 0
     dropped: int = 0
     quarantined: int = 0
     hangs: int = 0

@@ -12,36 +12,37 @@ import pytest
 
 from tests.checker import rows_of
 from tests.faults import death
+from tests.faults.grounds import STORES, Grounds
 from tests.faults.heir import inherit
 
 
-@pytest.mark.parametrize("kind", death.KINDS)
-def test_a_killed_victim_loses_nothing(
-    kind: str, store_dsn: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("store", STORES)
+def test_a_killed_victim_loses_nothing(store: str, grounds: Grounds) -> None:
     """
     Rows whose emit returned before kill -9 are stored once, and no others are.
     """
-    outcome = death.kill_at_random(store_dsn, tmp_path / "spool", trials=6, kind=kind)
+    outcome = death.kill_at_random(grounds, store=store, trials=8)
 
     assert outcome.holds, outcome.line()
-    assert outcome.acked > 100
+    assert outcome.acked > 50
 
 
-def test_killed_at_each_step(store_dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", STORES)
+def test_killed_at_each_step(store: str, grounds: Grounds) -> None:
     """
     Wherever on a row's way the process dies, the row is stored once.
     """
-    outcome = death.kill_at_steps(store_dsn, tmp_path / "spool", trials=1)
+    outcome = death.kill_at_steps(grounds, store=store, trials=1)
 
     assert outcome.holds, outcome.line()
 
 
-def test_other_ends(store_dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", STORES)
+def test_other_ends(store: str, grounds: Grounds) -> None:
     """
     Nothing is lost by an exit, an abort, a signal or an exception, and none hangs.
     """
-    outcome = death.die(store_dsn, tmp_path / "spool", trials=1)
+    outcome = death.die(grounds, store=store, trials=1)
 
     assert outcome.holds, outcome.line()
 

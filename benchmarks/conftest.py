@@ -43,6 +43,7 @@ TARGETS: dict[str, tuple[str, float, float, str]] = {
 }
 
 _figures: dict[str, list[float]] = {}
+_costs: dict[str, list[tuple[float, float]]] = {}
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def figure() -> Callable[..., None]:
 
     def record(row: str, *ratios: float) -> None:
         _figures.setdefault(row, []).extend(ratios)
+
+    return record
+
+
+@pytest.fixture
+def cost() -> Callable[[str, float, float], None]:
+    """
+    Record what one message took, bare and through a shim, in nanoseconds.
+    """
+
+    def record(shim: str, bare_ns: float, shim_ns: float) -> None:
+        _costs.setdefault(shim, []).append((bare_ns, shim_ns))
 
     return record
 
@@ -102,10 +115,26 @@ def _lines() -> list[dict[str, Any]]:
     return lines
 
 
+def _print_costs(write: Callable[[str], None]) -> None:
+    if not _costs:
+        return
+    write("")
+    write(
+        f"{'a message through':24}{'bare, us':>10}{'shim, us':>10}{'added':>9}  ratio"
+    )
+    for shim, rounds in _costs.items():
+        bare = median([bare for bare, _ in rounds]) / 1000
+        # Of each round: what slowed both down cancels out.
+        added = median([through - bare for bare, through in rounds]) / 1000
+        ratio = median([through / bare for bare, through in rounds])
+        write(f"{shim:24}{bare:10.1f}{bare + added:10.1f}{added:9.1f}  {ratio:.2f}")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """
-    Print the table, and write it as JSON to benchmarks/results.json.
+    Print the tables, and write the figures as JSON to benchmarks/results.json.
     """
+    _print_costs(terminalreporter.write_line)
     lines = _lines()
     if not lines:
         return

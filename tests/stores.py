@@ -39,10 +39,10 @@ class Kept:
     The store at *dsn*, and a ledger that makes up its rows and holds its key.
     """
 
-    def __init__(self, dsn: str, seed: int = 0) -> None:
+    def __init__(self, dsn: str, seed: int = 0, service: str = "shop") -> None:
         self.given = dsn
         self.dsn = parse_dsn(dsn, cwd=Path.cwd())
-        self.maker = Ledger(seed)
+        self.maker = Ledger(seed, service)
         self.is_sqlite = self.dsn.path is not None
         self.repository = AuditRepository(self.dsn)
         self.policy = RetentionPolicy(short=30 * DAY, medium=180 * DAY, long=1095 * DAY)
@@ -74,6 +74,16 @@ class Kept:
         Store one row for each of *classes*.
         """
         return self.append(node, [self.maker.pending(c, **given) for c in classes])
+
+    def record(self, node: str, code: str, detail: dict[str, Any]) -> None:
+        """
+        Store a row of fasten itself.
+        """
+        self.repository.schema.ensure()
+        with self.repository.database.transaction() as connection:
+            self.repository.record_within(
+                connection, self.writer(node), [(code, node, detail)]
+            )
 
     # -- what an operator does --
 
@@ -153,7 +163,10 @@ class Kept:
     # -- what anybody with a password does --
 
     @contextmanager
-    def _plain(self) -> Iterator[Any]:
+    def plain(self) -> Iterator[Any]:
+        """
+        Connect as anybody would.
+        """
         if self.is_sqlite:
             connection: Any = sqlite3.connect(
                 str(self.dsn.path), isolation_level=None, timeout=10
@@ -169,7 +182,7 @@ class Kept:
         """
         Run plain SQL, with `?` for each of *values*; return the rows that it gives.
         """
-        with self._plain() as connection:
+        with self.plain() as connection:
             if not self.is_sqlite:
                 text = text.replace("?", "%s")
             cursor = connection.execute(
@@ -212,7 +225,7 @@ class Kept:
         """
         Put back what `dump` returned.
         """
-        with self._plain() as connection:
+        with self.plain() as connection:
             for name, rows in dump.items():
                 table = self._table(name)
                 connection.execute(f"DELETE FROM {table.name}")

@@ -42,6 +42,7 @@ __all__ = [
     "Cut",
     "Frontier",
     "Head",
+    "Memory",
     "Note",
     "Restored",
     "Salt",
@@ -648,6 +649,85 @@ class Restored:
         if checkpoint.size == size:
             return checkpoint.root == root
         return checkpoint.size < size
+
+
+@attrs.frozen(kw_only=True)
+class Memory:
+    """
+    What a writer knows of a node: its highest number, and (size, root) of each chain.
+    """
+
+    service_id: str
+    source_node_id: str
+    seq: int
+    chains: Mapping[str, tuple[int, bytes]] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, service: str, node: str, seq: int, heads: Iterable[Head]) -> Memory:
+        """
+        Return what is to be remembered of a node as it stands.
+        """
+        roots = {
+            head.retention_class: (
+                head.count,
+                Frontier.read(head.frontier, head.count).root(),
+            )
+            for head in heads
+        }
+        return cls(service_id=service, source_node_id=node, seq=seq, chains=roots)
+
+    @classmethod
+    def told(cls, said: Checkpoint) -> Memory:
+        """
+        Return what a checkpoint knows.
+        """
+        service, node, class_ = said.key
+        chains = {class_: (said.size, said.root)}
+        return cls(service_id=service, source_node_id=node, seq=said.seq, chains=chains)
+
+    @classmethod
+    def joined(cls, known: Iterable[Memory]) -> Memory | None:
+        """
+        Return the most that several know of one node; None if nobody knows anything.
+        """
+        joined: Memory | None = None
+        for one in known:
+            chains = dict(joined.chains) if joined else {}
+            for name, (size, root) in one.chains.items():
+                if size > chains.get(name, (0, b""))[0]:
+                    chains[name] = size, root
+            seq = max(one.seq, joined.seq if joined else 0)
+            joined = attrs.evolve(one, seq=seq, chains=chains)
+        return joined
+
+    def encode(self) -> bytes:
+        """
+        Return it as bytes, for `decode`.
+        """
+        chains = {
+            name: [size, root.hex()] for name, (size, root) in self.chains.items()
+        }
+        place = (self.service_id, self.source_node_id)
+        return json.dumps([*place, self.seq, chains]).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Memory | None:
+        """
+        Read what `encode` wrote; None if it is something else.
+        """
+        try:
+            service, node, seq, chains = json.loads(data)
+            return cls(
+                service_id=str(service),
+                source_node_id=str(node),
+                seq=int(seq),
+                chains={
+                    str(name): (int(size), bytes.fromhex(root))
+                    for name, (size, root) in chains.items()
+                },
+            )
+        except (TypeError, ValueError, AttributeError):
+            return None
 
 
 # --- checkpoints: C2SP signed notes ---------------------------------------------

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,11 +21,12 @@ import attrs
 
 from fasten import spool
 from fasten.context import suppressed
-from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Ticket, Watchdog
+from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Rows, Ticket, Watchdog
 from fasten.errors import AuditStoreError, InvalidQuery
 from fasten.losses import Losses
 from fasten.outbox import Mover, Outbox, Sign
 from fasten.records import Author
+from fasten.refill import Journal, Refill
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
 from fasten.settings import Dsn, Settings
 from fasten.streams import BoundedQueue
@@ -110,8 +111,9 @@ class Delivery:
         self._stream_lanes()
         self.outbox = self._make_outbox()
         self.upkeep = self._make_upkeep()
+        self.refill = self._make_refill()
         self._adopting = self._make_adopting()
-        self.drainer.every(TEND_S, self._tend, first_s=TEND_S)
+        self.drainer.every(TEND_S, self._tend, first_s=TEND_S, opens=False)
 
     # -- wiring --
 
@@ -205,6 +207,19 @@ class Delivery:
             repository=lambda: self.audit,
             writer=lambda: self.writer,
             now_us=self._now_us,
+        )
+
+    def _make_refill(self) -> Refill:
+        return Refill(
+            self.drainer,
+            self.lane,
+            self.spool,
+            self.directory,
+            repository=lambda: self.audit,
+            writer=lambda: self.writer,
+            shown=self._arrived,
+            revive=self._revive,
+            place=(self._settings.service_id, self._fingerprint),
         )
 
     def _make_adopting(self) -> Chore | None:
@@ -363,22 +378,66 @@ class Delivery:
     # -- delivering: in the drainer's thread --
 
     def _deliver_audit(self, batch: Batch) -> list[tuple[Any, ...]]:
-        stored = self._append(self.writer, batch)
+        stored = self._append(self.writer, batch, self.lane, self.spool)
         self.spool.maintain()
         return stored
 
-    def _append(self, writer: Writer, batch: Batch) -> list[tuple[Any, ...]]:
+    def _append(
+        self, writer: Writer, batch: Batch, lane: Lane, journal: Journal
+    ) -> list[tuple[Any, ...]]:
         """
         Store a batch, and the rows that say what it is missing.
         """
         reports = self.losses.reports(writer.id, batch)
         rows = sorted([*batch.rows, *reports], key=_index) if reports else batch.rows
-        stored = self.audit.append(writer, rows, batch.last, pause=self._breathe)
+        stored = self._store(writer, rows, batch, lane, journal)
         self.losses.found(batch, reports, stored)
+        if lane.again is not None:
+            self._replayed += len(stored)
         return stored
 
+    def _store(
+        self,
+        writer: Writer,
+        rows: Sequence[tuple[int, Any]],
+        batch: Batch,
+        lane: Lane,
+        journal: Journal,
+        keep: Callable[[], None] = lambda: None,
+    ) -> list[tuple[Any, ...]]:
+        """
+        Store *rows*, which settle *batch*; *keep* what has to outlive the commit.
+
+        Raises:
+            Rewound: the store does not know any more what it had.
+        """
+        from fasten.repository import StoreWentBack
+
+        def before_commit() -> None:
+            keep()
+            self.refill.keep(writer, journal)
+
+        try:
+            return self.audit.append(
+                writer,
+                rows,
+                batch.last,
+                reached=lane.reached,
+                pause=self._breathe,
+                before_commit=before_commit,
+            )
+        except StoreWentBack as error:
+            raise self.refill.back(writer, journal, error) from None
+
     def _deliver_ticket(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        return self.audit.append(self.writer, [(0, row) for row in rows], 0)
+        from fasten.repository import StoreWentBack
+
+        numbered = [(0, row) for row in rows]
+        try:
+            return self.audit.append(self.writer, numbered, 0)
+        except StoreWentBack:
+            self.refill.record(self.writer)
+            return self.audit.append(self.writer, numbered, 0)
 
     def _deliver_nowhere(self, batch: Batch) -> None:
         """
@@ -397,10 +456,15 @@ class Delivery:
             time.sleep(PAUSE_S)
 
     def _set_aside(self, batch: Batch, fault: Fault) -> list[tuple[Any, ...]]:
-        return self._append_record(self.writer, batch, fault)
+        return self._append_record(self.writer, self.lane, self.spool, batch, fault)
 
     def _append_record(
-        self, writer: Writer, batch: Batch, fault: Fault
+        self,
+        writer: Writer,
+        lane: Lane,
+        journal: Journal,
+        batch: Batch,
+        fault: Fault,
     ) -> list[tuple[Any, ...]]:
         """
         Keep the one row of *batch* in a file; store a record in its place.
@@ -414,12 +478,9 @@ class Delivery:
         detail = {"id": row[0], "code": row[2], "reason": fault.message}
         record = self._host.own_row("AUDIT_ROW_QUARANTINED", str(row[0]), detail)
         reports = self.losses.reports(writer.id, batch)
-        stored = self.audit.append(
-            writer,
-            sorted([*reports, (index, record)], key=_index),
-            batch.last,
-            before_commit=partial(self._keep, writer, found, fault.message),
-        )
+        rows = sorted([*reports, (index, record)], key=_index)
+        keep = partial(self._keep, writer, found, fault.message)
+        stored = self._store(writer, rows, batch, lane, journal, keep)
         self.losses.found(batch, reports, stored)
         return stored
 
@@ -475,39 +536,56 @@ class Delivery:
         """
         Take over the journals of processes of this service that are gone.
         """
-        settings = self._settings
         self._retire_adopted()
+        kept: list[spool.Orphan] = []
         for orphan in spool.adopt(
             self.directory,
-            service=settings.service_id,
-            store=settings.audit_dsn.fingerprint if settings.audit_dsn else "",
+            service=self._settings.service_id,
+            store=self._fingerprint,
             now=time.time,
+            kept=kept,
         ):
-            self.drainer.lanes.append(self._orphan_lane(orphan))
+            self._revive(orphan, orphan.acked)
+        self.refill.look(kept)
 
-    def _orphan_lane(self, orphan: spool.Orphan) -> Lane:
+    @property
+    def _fingerprint(self) -> str:
+        dsn = self._settings.audit_dsn
+        return dsn.fingerprint if dsn else ""
+
+    def _revive(self, orphan: spool.Orphan, after: int) -> None:
+        """
+        Deliver what a dead process's journal has above *after*.
+        """
         from fasten.repository import Writer
 
         writer = Writer(orphan.writer_id, orphan.service, orphan.node)
+        source = _OrphanSource(orphan, after)
 
         def deliver(batch: Batch) -> list[tuple[Any, ...]]:
-            stored = self._append(writer, batch)
-            self._replayed += len(stored)
+            stored = self._append(writer, batch, lane, source)
+            self._replayed += len(stored) * (lane.again is None)
             return stored
 
-        return Lane(
+        def set_aside(batch: Batch, fault: Fault) -> list[tuple[Any, ...]]:
+            return self._append_record(writer, lane, source, batch, fault)
+
+        lane = Lane(
             f"audit replay {orphan.writer_id[:8]}",
-            _OrphanSource(orphan),
+            source,
             deliver,
             self._classify(self.audit.dsn),
             settled=self._arrived,
-            set_aside=partial(self._append_record, writer),
+            set_aside=set_aside,
+            reached=after,
         )
+        self.drainer.lanes.append(lane)
 
     def _retire_adopted(self) -> None:
         for lane in list(self.drainer.lanes):
             source = lane.source
-            if isinstance(source, _OrphanSource) and source.retire():
+            if isinstance(source, _OrphanSource) and not lane.has_work:
+                source.release()
                 self.drainer.lanes.remove(lane)
 
     # -- the end of api and sys rows --
@@ -640,6 +718,8 @@ class Delivery:
         if self.outbox is not None:
             self.outbox.mover.sign.let_go()
         if not self.drainer.is_running:
+            if self.lane.reached:
+                self.refill.keep(self.writer, self.spool)
             self.spool.close()
         return done
 
@@ -676,6 +756,7 @@ class Delivery:
             self.outbox.after_fork_in_child()
         if self.upkeep is not None:
             self.upkeep.after_fork_in_child()
+        self.refill.after_fork_in_child()
         for queue in self.queues.values():
             queue.clear()
         for database in self._databases.values():
@@ -806,8 +887,9 @@ class _OrphanSource:
     A dead writer's journal as a lane's source.
     """
 
-    def __init__(self, orphan: spool.Orphan) -> None:
+    def __init__(self, orphan: spool.Orphan, after: int) -> None:
         self._orphan = orphan
+        self._after = after
         self._batches: Any = None
         self._is_read = False
         self._taken = 0
@@ -826,7 +908,7 @@ class _OrphanSource:
         Return the next batch of the journal, or None at its end.
         """
         if self._batches is None:
-            self._batches = self._orphan.batches(self._orphan.acked, limit)
+            self._batches = self._orphan.batches(self._after, limit)
         batch: Batch | None = next(self._batches, None)
         if batch is None:
             self._is_read = True
@@ -839,17 +921,30 @@ class _OrphanSource:
         """
         Note that the batch is delivered.
         """
-        self.acked = index
+        self.acked = max(self.acked, index)
         self._orphan.ack(index)
 
-    def retire(self) -> bool:
+    def remember(self, memory: bytes) -> None:
         """
-        Let go of a journal that is delivered; true when that is so.
+        Keep with the journal what is known of the store.
         """
-        if self.depth:
-            return False
+        self._orphan.remember(memory)
+
+    def replay(self, after: int, limit: int) -> Iterator[Batch]:
+        """
+        Read again what was delivered above *after*.
+        """
+        end = self._orphan.acked
+        for batch in self._orphan.batches(after, limit):
+            rows = [row for row in batch.rows if row[0] <= end]
+            if rows:
+                yield Rows(rows, min(batch.last, end), [])
+
+    def release(self) -> None:
+        """
+        Let go of a journal that is delivered.
+        """
         self._orphan.release()
-        return True
 
     def after_fork_in_child(self) -> None:
         """

@@ -114,8 +114,13 @@ class Fault(NamedTuple):
 
 class Rewound(Exception):
     """
-    Raised by a lane's *deliver*: its source serves the rows again, from further back.
+    Raised by a lane's *deliver*: the store went back. It accounts for rows up to
+    *reached* only; *again* are those that followed them.
     """
+
+    def __init__(self, reached: int, again: Iterator[Batch]) -> None:
+        super().__init__(f"the store accounts for {reached} rows")
+        self.reached, self.again = reached, again
 
 
 class Rows(NamedTuple):
@@ -229,7 +234,8 @@ class Lane:
     One way from a source to a store, with the state of its deliveries.
 
     *deliver* stores a batch in one transaction, or raises; *settled* is called
-    after the source was told. *set_aside* stores a record in the place of a batch's
+    after the source was told. *reached* is the index through which the store accounts
+    for this lane's rows. *set_aside* stores a record in the place of a batch's
     one row, which the store refuses, and keeps that elsewhere.
     """
 
@@ -251,13 +257,39 @@ class Lane:
     delivered: int = 0
     quarantined: int = 0
     pending: deque[Batch] = attrs.field(factory=deque)
+    reached: int = 0
+    again: Iterator[Batch] | None = None
+    kept: int = 0  # so many of *pending* come after what is delivered again
 
     @property
     def has_work(self) -> bool:
         """
         Tell whether anything waits here.
         """
-        return bool(self.pending or self.tickets or self.source.depth)
+        is_waiting = self.pending or self.tickets or self.source.depth
+        return bool(is_waiting) or self.again is not None
+
+    def rewind(self, reached: int, again: Iterator[Batch]) -> None:
+        """
+        Deliver what followed *reached* again, before what is pending.
+        """
+        if self.again is None:
+            self.kept = len(self.pending)
+        while len(self.pending) > self.kept:
+            self.pending.popleft()
+        self.reached, self.again = reached, again
+
+    def next_again(self) -> None:
+        """
+        Put the next batch that is delivered again before what is pending.
+        """
+        if self.again is None or len(self.pending) > self.kept:
+            return
+        batch = next(self.again, None)
+        if batch is None:
+            self.again = None
+        else:
+            self.pending.appendleft(batch)
 
     @property
     def has_to_try(self) -> bool:
@@ -273,6 +305,8 @@ class Lane:
         Forget what the parent was at.
         """
         self.pending.clear()
+        self.again = None
+        self.reached = 0
         self.tickets.clear()
         self.told.clear()
         self.backoff.reset()
@@ -421,7 +455,12 @@ class Drainer:
             self._calling.release()
 
     def every(
-        self, interval_s: float, chore: Callable[[], None], *, first_s: float = 0.0
+        self,
+        interval_s: float,
+        chore: Callable[[], None],
+        *,
+        first_s: float = 0.0,
+        opens: bool = True,
     ) -> Chore:
         """
         Run *chore* in the thread, *first_s* from now and then each *interval_s*.
@@ -429,7 +468,7 @@ class Drainer:
         Return it: whoever brings its *due* forward, then wakes the thread, has it run
         earlier.
         """
-        made = Chore(chore, interval_s, self._clock() + first_s)
+        made = Chore(chore, interval_s, self._clock() + first_s, opens)
         self._chores.append(made)
         return made
 
@@ -544,21 +583,22 @@ class Drainer:
             self._ended.release()
 
     def _loop(self) -> None:
-        busy_at = self._clock()
+        busy_at, is_idle = self._clock(), False
         while True:
             worked = self._serve_all()
-            self._run_chores()
+            # What a chore has opened is closed again behind it in quiet times.
+            is_idle = not self._run_chores() and is_idle and not worked
             now = self._clock()
             if worked:
                 busy_at = now
             elif self._is_closing:
                 self._take_leave()
                 return
-            elif now - busy_at >= self._idle_s:
+            elif not is_idle and now - busy_at >= self._idle_s:
                 self._safely(self._idle)
-                busy_at = now
+                is_idle = True
             else:
-                self._sleep(busy_at + self._idle_s - now)
+                self._sleep(self._idle_s if is_idle else busy_at + self._idle_s - now)
 
     def _serve_all(self) -> bool:
         # Every lane gets its turn: any() alone would stop at the first that worked.
@@ -584,6 +624,7 @@ class Drainer:
         return self._is_closing or lane.fault is None or self._clock() >= lane.retry_at
 
     def _serve_batch(self, lane: Lane) -> bool:
+        lane.next_again()
         batch = lane.pending[0] if lane.pending else self._next_batch(lane)
         if batch is None:
             return False
@@ -593,8 +634,8 @@ class Drainer:
         try:
             with self.guard():
                 result = lane.deliver(batch)
-        except Rewound:
-            lane.pending.clear()
+        except Rewound as back:
+            lane.rewind(back.reached, back.again)
             return True
         except Exception as error:  # the store's: classified, never let out
             return self._failed(lane, batch, lane.classify(error))
@@ -634,6 +675,7 @@ class Drainer:
 
     def _settle(self, lane: Lane, batch: Batch, result: Any) -> None:
         lane.source.ack(batch.last)
+        lane.reached = batch.last
         lane.delivered += len(batch.rows)
         self._recovered(lane)
         with self._progress:
@@ -667,6 +709,9 @@ class Drainer:
         try:
             with self.guard():
                 result = lane.set_aside(batch, fault)
+        except Rewound as back:
+            lane.rewind(back.reached, back.again)
+            return True
         except Exception as error:  # the store's, or the disk's
             second = lane.classify(error)
             if second.kind == "row":
@@ -763,12 +808,16 @@ class Drainer:
             for lane in self.lanes
         )
 
-    def _run_chores(self) -> None:
+    def _run_chores(self) -> bool:
+        """
+        Run the chores that are due; tell whether one may have opened something.
+        """
         now = self._clock()
-        for chore in self._chores:
-            if chore.due <= now and not self._is_closing:
-                chore.due = now + chore.interval_s
-                self._safely(chore.run)
+        due = [c for c in self._chores if c.due <= now and not self._is_closing]
+        for chore in due:
+            chore.due = now + chore.interval_s
+            self._safely(chore.run)
+        return any(chore.opens for chore in due)
 
     def _take_leave(self) -> None:
         """
@@ -788,8 +837,11 @@ class Drainer:
 class Chore:
     """
     What is done now and then; *due* is on the drainer's clock.
+
+    *opens* says that it may open what has to be closed in quiet times.
     """
 
     run: Callable[[], None]
     interval_s: float
     due: float
+    opens: bool = True

@@ -181,7 +181,9 @@ class Mover:
         self._clock = clock
         # Guards the numbers below: callers ask, the drainer's thread answers.
         self._guard = threading.Lock()
-        self._chore: Chore = drainer.every(POLL_S, self.tick, first_s=POLL_S)
+        self._chore: Chore = drainer.every(
+            POLL_S, self.tick, first_s=POLL_S, opens=False
+        )
         self.moved = 0
         self._reset()
 

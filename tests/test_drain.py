@@ -218,15 +218,14 @@ class TestDelivery:
 
     def test_a_rewound_source_serves_again(self) -> None:
         """
-        What was taken before the source went back is not delivered twice.
+        What the store has lost comes again, before what was to come.
         """
         source, store = Waiting("a", "b"), Store()
         rewinds = iter([True])
 
         def deliver(batch: Any) -> None:
             if next(rewinds, False):
-                source.rows = list(enumerate(("x", "a", "b"), 0))
-                raise Rewound
+                raise Rewound(0, iter([Rows([(0, "x")], 0, [])]))
             store.deliver(batch)
 
         lane = lane_of(source, store)

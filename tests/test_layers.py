@@ -24,7 +24,7 @@ VALUES: Final = (
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")
 CORE: Final = (
-    *("processors", "outbox", "losses", "upkeep", "delivery", "engine"),
+    *("processors", "outbox", "losses", "upkeep", "refill", "delivery", "engine"),
     *("proof", "custody", "forgetting"),
 )
 FACES: Final = ("__init__", "reader", "cli", "testing")

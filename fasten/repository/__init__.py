@@ -9,7 +9,7 @@ leaves its child a lock that nobody opens.
 """
 
 from fasten.repository.anchoring import Anchor
-from fasten.repository.audit import AuditRepository, Writer
+from fasten.repository.audit import AuditRepository, StoreWentBack, Writer
 from fasten.repository.database import (
     CommitUnanswered,
     Database,
@@ -27,6 +27,7 @@ from fasten.repository.pruning import (
     Sweeper,
     SweepIsBusy,
 )
+from fasten.repository.restoring import Restorer
 from fasten.repository.schema import SCHEMA
 from fasten.repository.stream import StreamRepository
 from fasten.repository.tables import Tables
@@ -46,7 +47,9 @@ __all__ = [
     "OutboxRepository",
     "Periods",
     "Problem",
+    "Restorer",
     "SchemaProblem",
+    "StoreWentBack",
     "StreamRepository",
     "Sweep",
     "SweepIsBusy",

@@ -52,7 +52,13 @@ from fasten.rows import (
 )
 from fasten.settings import Dsn
 
-__all__ = ["MOST_IDS", "AuditRepository", "Writer", "erasure_details"]
+__all__ = [
+    "MOST_IDS",
+    "AuditRepository",
+    "StoreWentBack",
+    "Writer",
+    "erasure_details",
+]
 
 PIECE_ROWS: Final = 64
 MOST_IDS: Final = 1000
@@ -68,6 +74,18 @@ class Writer:
     id: str
     service: str
     node: str
+
+
+class StoreWentBack(Exception):
+    """
+    The store does not know any more what this process has stored in it.
+
+    *reached* is the index through which it still accounts for the writer's rows.
+    """
+
+    def __init__(self, reached: int) -> None:
+        super().__init__(f"the store went back, to row {reached} of this writer")
+        self.reached = reached
 
 
 class AuditRepository:
@@ -92,6 +110,10 @@ class AuditRepository:
         self._tables: Tables | None = None
         self._schema: Schema | None = None
         self._sql: dict[str, Statement] = {}
+        # The highest number of each (service, node) that a commit has answered for,
+        # and what this process has last made of it, committed or not.
+        self._seen: dict[tuple[str, str], int] = {}
+        self._noted: dict[tuple[str, str], tuple[int, list[chain.Head]]] = {}
 
     @property
     def tables(self) -> Tables:
@@ -141,6 +163,7 @@ class AuditRepository:
         rows: Sequence[tuple[int, Any]],
         last: int,
         *,
+        reached: int = 0,
         pause: Callable[[], None] = lambda: None,
         before_commit: Callable[[], None] = lambda: None,
     ) -> list[tuple[Any, ...]]:
@@ -150,21 +173,25 @@ class AuditRepository:
         Rows at or below the writer's watermark are in the store already and are
         left out. *last* 0 means that the rows have no place in a journal. *pause*
         is called between pieces, so that other threads get their turn;
-        *before_commit* when all rows are in, and may raise.
+        *before_commit* when all rows are in, and may raise. *reached* is the index
+        that the store has to account for.
 
         Raises:
+            StoreWentBack: it does not.
             Exception: whatever the driver says; nothing is stored then, unless it
                 is CommitUnanswered. `Database.problem` tells what it means.
         """
         self.schema.ensure()
         try:
-            return self._append(writer, rows, last, frozenset(), pause, before_commit)
+            return self._append(
+                writer, rows, last, frozenset(), reached, pause, before_commit
+            )
         except Exception as error:  # looked at, and raised again if not ours
             if not self._is_known_id(error):
                 self._look_again(error)
                 raise
         known = self._known_ids([row[0] for _, row in rows])
-        return self._append(writer, rows, last, known, pause, before_commit)
+        return self._append(writer, rows, last, known, reached, pause, before_commit)
 
     def _append(
         self,
@@ -172,12 +199,16 @@ class AuditRepository:
         rows: Sequence[tuple[int, Any]],
         last: int,
         known: frozenset[str],
+        reached: int,
         pause: Callable[[], None],
         before_commit: Callable[[], None],
     ) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
             node = self._lock_node(connection, writer)
             mark = self._watermark(connection, writer) if last else -1
+            place = (writer.service, writer.node)
+            if (last and mark < reached) or node[0] < self._seen.get(place, 0):
+                raise StoreWentBack(max(0, min(mark, reached)))
             fresh = [row for index, row in rows if index > mark or not last]
             if known:
                 fresh = [row for row in fresh if row[0] not in known]
@@ -192,13 +223,28 @@ class AuditRepository:
                     updated_at=node[2],
                 )
             before_commit()
+        self._seen[place] = node[0] + len(sealed)
         return sealed
 
-    def lock(self, connection: Connection, writer: Writer) -> None:
+    def lock(self, connection: Connection, writer: Writer) -> int:
         """
-        Keep others of the writer's node out, until the transaction ends.
+        Keep others of the writer's node out, until the transaction ends; return its
+        highest number.
         """
-        self._lock_node(connection, writer)
+        return self._lock_node(connection, writer)[0]
+
+    def memory(self, service: str, node: str) -> chain.Memory | None:
+        """
+        Return what this process knows of a node, at the most.
+        """
+        noted = self._noted.get((service, node))
+        return None if noted is None else chain.Memory.of(service, node, *noted)
+
+    def forget(self, service: str, node: str) -> None:
+        """
+        Take the node's numbers from the store: that it went back is on record.
+        """
+        self._seen.pop((service, node), None)
 
     def append_within(
         self, connection: Connection, writer: Writer, rows: Sequence[Any]
@@ -280,7 +326,9 @@ class AuditRepository:
             at = seq + len(sealed)
             sealed += self._seal(connection, writer, said, at, heads, now, pause, {})
             fresh = [*fresh, *said]
-        self._advance(connection, writer, heads, seq + len(sealed), now, ahead, fresh)
+        end = seq + len(sealed)
+        self._advance(connection, writer, heads, end, now, ahead, fresh)
+        self._noted[writer.service, writer.node] = end, list(heads.values())
         return sealed
 
     def _doomed(
@@ -352,15 +400,18 @@ class AuditRepository:
         )
         return found[0] if found else 0
 
-    def watermark(self, writer_id: str) -> int:
+    def watermarks(self, writer_ids: Iterable[str]) -> dict[str, int]:
         """
-        Return the highest index of *writer_id* that the store accounts for.
+        Return the `watermark` of each writer.
         """
         self.schema.ensure()
         with self.database.transaction() as connection:
-            found = self._statement("watermark").run(connection, writer_id=writer_id)
-            row = found.first()
-        return row[0] if row else 0
+            marks = {}
+            for id_ in writer_ids:
+                found = self._statement("watermark").run(connection, writer_id=id_)
+                row = found.first()
+                marks[id_] = row[0] if row else 0
+        return marks
 
     def _seal(
         self,

@@ -69,6 +69,7 @@ class Database:
         self._readers: Engine | None = None
         self._connection: Connection | None = None
         self._inherited: list[object] = []
+        self._opened: tuple[int, int] | None = None
 
     # -- connections --
 
@@ -147,6 +148,8 @@ class Database:
             connection.close()
             raise
         _give_to_owner(Path(path))
+        if is_writer:
+            self._opened = _identity(path)
         return connection
 
     @contextmanager
@@ -181,6 +184,9 @@ class Database:
         return raw.execute(sql).fetchall()
 
     def _writing(self) -> Connection:
+        # A file that was replaced, or removed, takes rows that nobody reads again.
+        if self._file is not None and self._opened != _identity(self._file):
+            self.release()
         if self._connection is None or self._connection.closed:
             self._connection = self.engine.connect()
         return self._connection
@@ -360,6 +366,14 @@ class Database:
         original = getattr(error, "orig", None) or error
         state = getattr(original, "sqlstate", None)
         return self.is_postgres and (state is None or state[:2] in ("08", "57"))
+
+
+def _identity(path: Path | str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116  (each append does: half the cost)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def is_missing(error: BaseException) -> bool:

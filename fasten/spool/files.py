@@ -92,6 +92,8 @@ STEP: Final = 64 * 1024
 
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFELY
 _MADV_POPULATE_WRITE: Final = 23
+_DONE: Final = b"done"
+_MORE: Final = b"more"
 
 
 def _read_fd(fd: int) -> bytes:
@@ -293,6 +295,7 @@ class Journal:
         self._used = 0  # by all writers, when last measured, and what came since
         self._number = 0
         self._lock_fd = self._ack_fd = -1
+        self.memory = b""
 
     def open(self, acked: int) -> None:
         """
@@ -338,7 +341,7 @@ class Journal:
         Write down how far delivery got; losing it costs a replay, no row.
         """
         with suppress(OSError):
-            write_ack(self._ack_fd, acked, is_done=is_done)
+            write_ack(self._ack_fd, acked, is_done=is_done, memory=self.memory)
 
     def measure(self) -> None:
         """
@@ -553,11 +556,12 @@ def is_locked(path: Path) -> bool:
     return not is_free
 
 
-def write_ack(fd: int, acked: int, *, is_done: bool) -> None:
+def write_ack(fd: int, acked: int, *, is_done: bool, memory: bytes = b"") -> None:
     """
-    Write the one frame of an .ack file.
+    Write the one frame of an .ack file; *memory* is what the writer knew of its store.
     """
-    os.pwrite(fd, encode_frame(ACK, acked, b"done" if is_done else b"more"), 0)
+    said = (_DONE if is_done else _MORE) + memory
+    os.pwrite(fd, encode_frame(ACK, acked, said), 0)
 
 
 class Ack(NamedTuple):
@@ -568,6 +572,7 @@ class Ack(NamedTuple):
     through: int
     is_done: bool
     at: float
+    memory: bytes = b""
 
 
 def read_ack(path: Path) -> Ack | None:
@@ -579,11 +584,12 @@ def read_ack(path: Path) -> Ack | None:
     except OSError:
         return None
     try:
-        frame, at = decode_frame(os.pread(fd, 64, 0), 0), os.fstat(fd).st_mtime
+        frame, at = decode_frame(_read_fd(fd), 0), os.fstat(fd).st_mtime
     except OSError:
         return None
     finally:
         os.close(fd)
     if frame is None or frame[1] != ACK:
         return None
-    return Ack(frame[0], frame[2] == b"done", at)
+    said = frame[2]
+    return Ack(frame[0], said.startswith(_DONE), at, said[len(_DONE) :])

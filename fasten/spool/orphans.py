@@ -55,6 +55,7 @@ __all__ = [
     "adopt",
     "amend_quarantined",
     "has_foreign",
+    "memories",
     "quarantine",
     "quarantined",
     "recall",
@@ -76,6 +77,7 @@ class Orphan:
         self._segments = segments_of(directory, who.writer)
         ack = read_ack(self._ack_path)
         self.acked = self._seen = ack.through if ack else 0
+        self.memory = ack.memory if ack else b""
         self.is_done = bool(ack and ack.is_done) or not self._segments
         self.done_at = ack.at if ack else 0.0
         # Without an account, what is gone from the front was delivered.
@@ -111,6 +113,13 @@ class Orphan:
         self.acked = max(self.acked, index)
         self._note(is_done=False)
 
+    def remember(self, memory: bytes) -> None:
+        """
+        Keep with the journal what is known of the store, as its writer did.
+        """
+        self.memory = memory
+        self._note(is_done=False)
+
     def done(self) -> None:
         """
         Note that everything read is delivered, and let go.
@@ -125,7 +134,7 @@ class Orphan:
         with suppress(OSError):  # it costs a replay, no row
             fd = os.open(self._ack_path, os.O_RDWR | os.O_CREAT | SAFELY, 0o600)
             try:
-                write_ack(fd, self.acked, is_done=is_done)
+                write_ack(fd, self.acked, is_done=is_done, memory=self.memory)
             finally:
                 os.close(fd)
 
@@ -179,13 +188,15 @@ def adopt(
     directory: Path,
     *,
     service: str,
-    store: str,
+    store: str | None,
     now: Callable[[], float] = time.time,
+    kept: list[Orphan] | None = None,
 ) -> list[Orphan]:
     """
-    Take over what dead writers of *service* left for *store*.
+    Take over what dead writers of *service* left for *store*; None means any store.
 
-    Those that were done 15 minutes ago are removed. *now* is in seconds since 1970.
+    Those that were done 15 minutes ago are removed; those that are done since are let
+    go, or put into *kept*. *now* is in seconds since 1970.
     """
     adopted = []
     for orphan in _dead(directory, service, store):
@@ -193,6 +204,8 @@ def adopt(
             adopted.append(orphan)
         elif now() - orphan.done_at >= RETAIN_S:
             orphan.purge()
+        elif kept is not None:
+            kept.append(orphan)
         else:
             orphan.release()
     _tidy(directory, now())
@@ -211,6 +224,21 @@ def recall(directory: Path, *, service: str, store: str) -> list[Orphan]:
         else:
             orphan.release()
     return recalled
+
+
+def memories(directory: Path, *, service: str, store: str) -> list[bytes]:
+    """
+    Return what each writer here, dead or alive, knew of the store it delivers to.
+    """
+    found = []
+    for path in listing(directory):
+        name = NAME.fullmatch(path.name)
+        if name is None or not name[4]:
+            continue
+        who, ack = who_wrote(directory, name[1]), read_ack(path)
+        if who and ack and ack.memory and (who.service, who.store) == (service, store):
+            found.append(ack.memory)
+    return found
 
 
 def survey(
@@ -261,13 +289,13 @@ def _objection(path: Path, service: str, store: str) -> str:
     return ""
 
 
-def _dead(directory: Path, service: str, store: str) -> Iterator[Orphan]:
+def _dead(directory: Path, service: str, store: str | None) -> Iterator[Orphan]:
     names = [NAME.fullmatch(path.name) for path in listing(directory)]
     for writer in sorted({name[1] for name in names if name}):
         who = who_wrote(directory, writer)
         if who is None or who.format > FORMAT:
             continue
-        if (who.service, who.store) != (service, store):
+        if who.service != service or store not in (None, who.store):
             continue
         lock_fd = claim_lock(directory, writer)
         if lock_fd is not None:

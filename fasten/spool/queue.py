@@ -165,6 +165,7 @@ class Spool:
 
     def _reset_files(self) -> None:
         self._journal: Journal | None = None
+        self._memory = b""
         self._opening = 0  # how many appends are creating a file
         self._main: Segment | None = None  # rows are copied into this one,
         self._side: Segment | None = None  # else written to this one
@@ -464,6 +465,7 @@ class Spool:
             writer=self.writer_id,
         )
         journal = Journal(directory, who, max_bytes=self._max_bytes)
+        journal.memory = self._memory
         try:
             journal.open(self._acked)
         except OSError:
@@ -592,6 +594,28 @@ class Spool:
             bound = self._settled()
         floor = max(self._acked, after)
         return account(self._reader(after, bound), after, floor, limit)
+
+    def replay(self, after: int, limit: int) -> Iterator[Batch]:
+        """
+        Read again what was delivered above *after*, and keep it 15 minutes more.
+        """
+        now, end = self._clock(), self._acked
+        for segment in tuple(self._closed):
+            if segment.acked_at is not None:
+                segment.acked_at = now
+        for batch in self.batches(after, limit):
+            rows = [row for row in batch.rows if row[0] <= end]
+            if rows:
+                yield Batch(rows, min(batch.last, end), [])
+
+    def remember(self, memory: bytes) -> None:
+        """
+        Keep with the journal what this writer knows of its store.
+        """
+        self._memory = memory
+        if self._journal is not None:
+            self._journal.memory = memory
+            self._journal.note(self._acked, is_done=False)
 
     def ack(self, index: int) -> None:
         """

@@ -15,22 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from fasten.spool.files import read_ack
+from tests.checker import rows_of
 from tests.outside import ROOT
 
 __all__ = ["inherit", "unsettled"]
 
 
-def inherit(dsn: str, directory: Path | str, timeout: float = 60.0) -> None:
+def inherit(
+    dsn: str, directory: Path | str, timeout: float = 60.0, rows: int = 0
+) -> None:
     """
     Start the next process of the service, and wait until it has delivered everything.
 
-    *timeout* is how long it may get no further.
+    *timeout* is how long it may get no further; *rows* have to be in the store.
 
     Raises:
         RuntimeError: it failed, or something is left.
     """
     done = subprocess.run(
-        [sys.executable, "-m", __name__, dsn, str(directory), str(timeout)],
+        [sys.executable, "-m", __name__, dsn, str(directory), str(timeout), str(rows)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -51,14 +54,16 @@ def unsettled(directory: Path | str, own: str = "") -> set[str]:
     return {writer for writer, ack in accounts.items() if not (ack and ack.is_done)}
 
 
-def _inherit(dsn: str, directory: str, timeout: float) -> None:
+def _inherit(dsn: str, directory: str, timeout: float, rows: int) -> None:
     import fasten
     from tests.faults.victim import settings_of
 
     engine = fasten.init(**settings_of(dsn, directory))
     delivery: Any = engine.delivery
     pause, moved, before = threading.Event(), time.monotonic(), (-1, -1)
-    while left := unsettled(directory, delivery.spool.writer_id):
+    while (left := unsettled(directory, delivery.spool.writer_id)) or (
+        rows and len(rows_of(dsn)) < rows
+    ):
         now = len(left), delivery.stats()["replayed"]
         if now != before:  # slow is no fault: what counts is that it gets on
             moved, before = time.monotonic(), now
@@ -72,4 +77,4 @@ def _inherit(dsn: str, directory: str, timeout: float) -> None:
 
 
 if __name__ == "__main__":
-    _inherit(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    _inherit(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))

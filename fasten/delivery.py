@@ -532,21 +532,35 @@ class Delivery:
             self._adopting.due = 0.0
             self.drainer.wake()
 
-    def adopt(self) -> None:
+    def adopt(self, *, of_any_store: bool = False) -> None:
         """
         Take over the journals of processes of this service that are gone.
+
+        *of_any_store* takes also what was meant for another store.
         """
         self._retire_adopted()
-        kept: list[spool.Orphan] = []
+        kept: list[spool.Orphan] | None = None if of_any_store else []
         for orphan in spool.adopt(
             self.directory,
             service=self._settings.service_id,
-            store=self._fingerprint,
+            store=None if of_any_store else self._fingerprint,
             now=time.time,
             kept=kept,
         ):
             self._revive(orphan, orphan.acked)
-        self.refill.look(kept)
+        if kept is not None:
+            self.refill.look(kept)
+
+    @property
+    def adopted(self) -> list[tuple[spool.Orphan, Lane]]:
+        """
+        Return the journals that were taken over, and what delivers them.
+        """
+        return [
+            (lane.source.orphan, lane)
+            for lane in self.drainer.lanes
+            if isinstance(lane.source, _OrphanSource)
+        ]
 
     @property
     def _fingerprint(self) -> str:
@@ -888,7 +902,7 @@ class _OrphanSource:
     """
 
     def __init__(self, orphan: spool.Orphan, after: int) -> None:
-        self._orphan = orphan
+        self.orphan = orphan
         self._after = after
         self._batches: Any = None
         self._is_read = False
@@ -908,11 +922,11 @@ class _OrphanSource:
         Return the next batch of the journal, or None at its end.
         """
         if self._batches is None:
-            self._batches = self._orphan.batches(self._after, limit)
+            self._batches = self.orphan.batches(self._after, limit)
         batch: Batch | None = next(self._batches, None)
         if batch is None:
             self._is_read = True
-            self._orphan.done()
+            self.orphan.done()
         else:
             self._taken = batch.last
         return batch
@@ -922,20 +936,20 @@ class _OrphanSource:
         Note that the batch is delivered.
         """
         self.acked = max(self.acked, index)
-        self._orphan.ack(index)
+        self.orphan.ack(index)
 
     def remember(self, memory: bytes) -> None:
         """
         Keep with the journal what is known of the store.
         """
-        self._orphan.remember(memory)
+        self.orphan.remember(memory)
 
     def replay(self, after: int, limit: int) -> Iterator[Batch]:
         """
         Read again what was delivered above *after*.
         """
-        end = self._orphan.acked
-        for batch in self._orphan.batches(after, limit):
+        end = self.orphan.acked
+        for batch in self.orphan.batches(after, limit):
             rows = [row for row in batch.rows if row[0] <= end]
             if rows:
                 yield Rows(rows, min(batch.last, end), [])
@@ -944,13 +958,13 @@ class _OrphanSource:
         """
         Let go of a journal that is delivered.
         """
-        self._orphan.release()
+        self.orphan.release()
 
     def after_fork_in_child(self) -> None:
         """
         Leave the journal to the parent: to hold its lock would keep it from others.
         """
-        self._orphan.after_fork_in_child()
+        self.orphan.after_fork_in_child()
 
 
 def spool_directory(settings: Settings) -> Path:

@@ -25,7 +25,7 @@ AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")
 CORE: Final = (
     *("processors", "outbox", "losses", "upkeep", "refill", "delivery", "engine"),
-    *("proof", "custody", "forgetting"),
+    *("proof", "custody", "forgetting", "mending"),
 )
 FACES: Final = ("__init__", "reader", "cli", "testing")
 SHIM: Final = ("shim",)

@@ -41,7 +41,7 @@ from fasten.proof import (
 )
 from fasten.settings import Dsn, Settings, parse_dsn
 
-__all__ = ["audit_dsn", "progress_bar", "verify"]
+__all__ = ["audit_dsn", "notes_in", "progress_bar", "verify"]
 
 _STYLES: Final = {"ok": "green", "unverifiable": "yellow"}
 
@@ -93,7 +93,7 @@ def verify(
         raise WrongUsage("FILE is verified, or the store at --dsn: give one")
     settings = read_settings()
     given: dict[str, Any] = {
-        "given": [note for path in checkpoints for note in _notes(path)],
+        "given": [note for path in checkpoints for note in notes_in(path)],
         "verifiers": _verifiers(keys, settings),
         "require_anchor": require_anchor,
     }
@@ -123,7 +123,13 @@ def audit_dsn(given: str | None, settings: Settings) -> Dsn:
     return settings.audit_dsn
 
 
-def _notes(path: str) -> list[str]:
+def notes_in(path: str) -> list[str]:
+    """
+    Return the checkpoints in a file of --checkpoint.
+
+    Raises:
+        WrongUsage: there are none.
+    """
     try:
         return read_notes(Path(path))
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ __all__ = [
     "Quarantined",
     "adopt",
     "amend_quarantined",
+    "drop_quarantined",
     "has_foreign",
     "memories",
     "quarantine",
@@ -389,6 +390,36 @@ def amend_quarantined(
                 amended += _amend_line(path, at, line, amend)
                 at += len(line)
     return amended
+
+
+def drop_quarantined(directory: Path, ids: Container[str]) -> None:
+    """
+    Blank the lines of rows that are not needed here any more, by their ids; files that
+    are blank then, and of writers that are gone, are removed.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for path in listing(directory):
+        if path.suffix != ".quarantine":
+            continue
+        at = 0
+        for line in read_path(path).splitlines(keepends=True):
+            if _id_in(line) in ids:
+                with path.open("r+b", buffering=0) as file:
+                    file.seek(at)
+                    file.write(b" " * (len(line) - 1))
+            at += len(line)
+        # Whoever may write to it holds the lock of its writer.
+        is_quiet = not (directory / f"{path.stem}.lock").exists()
+        if is_quiet and not read_path(path).strip():
+            unlink(path)
+
+
+def _id_in(line: bytes) -> str:
+    with suppress(KeyError, TypeError, ValueError):
+        return str(unpack(json.loads(line)["row"].encode())[0])
+    return ""
 
 
 def _amend_line(

@@ -732,6 +732,8 @@ class Delivery:
         if self.outbox is not None:
             self.outbox.mover.sign.let_go()
         if not self.drainer.is_running:
+            for orphan, _ in self.adopted:
+                orphan.release()
             if self.lane.reached:
                 self.refill.keep(self.writer, self.spool)
             self.spool.close()

@@ -190,7 +190,7 @@ class TestRestored:
         with fasten_on(store_dsn, spool_dir="spool", node_id="host-01"):
             fasten.emit("USER_CREATED", "a")
         backup.restore()
-        with fasten_on(store_dsn, spool="off", node_id="host-01"):
+        with fasten_on(store_dsn, spool_dir="elsewhere", node_id="host-01"):
             fasten.emit("USER_CREATED", "b")  # knows nothing of what was there
         done = run("restored", "--reason", "disk of db-1")
         again = run("restored", "--reason", "disk of db-1")

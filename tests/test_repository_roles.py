@@ -18,10 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fasten
 from fasten.chain import COMMITTED_FIELDS
 from fasten.repository.roles import init_sql, trigger_statements
 from fasten.rows import canonical_json
 from fasten.settings import parse_dsn
+from tests.cli_runs import run
+from tests.ledger import SEED
+from tests.outside import wait_until
 from tests.stores import Kept
 
 CANARY = 'canary "4711"\\\n\t\x01\x7f\u2028ümläut😀'
@@ -278,6 +282,66 @@ class TestReader:
             "UPDATE audit_log_meta SET value = ''",
         )
         reader.close()
+
+
+class TestWholePath:
+    """
+    What a service and its operators do, each logged in as what it is.
+    """
+
+    @pytest.fixture
+    def logins(
+        self, roles: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> dict[str, str]:
+        """
+        Give the DSN of each role, and the environment of a service.
+        """
+        monkeypatch.setenv("FASTEN_SERVICE_ID", "shop")
+        monkeypatch.setenv("FASTEN_NODE_ID", "n1")
+        monkeypatch.setenv("FASTEN_SPOOL_DIR", str(Path.cwd() / "spool"))
+        monkeypatch.setenv("FASTEN_AUDIT_RETENTION_CLASS_SHORT", "1s")
+        monkeypatch.setenv("FASTEN_SIGNING_KEY", SEED)
+        names = ("fasten_app", "fasten_retention", "fasten_reader")
+        return {name.removeprefix("fasten_"): roles(name) for name in names}
+
+    def test_emit_sweep_erase_verify(self, logins):
+        """
+        Nobody owns anything, and everything is done.
+        """
+        app, retention = logins["app"], logins["retention"]
+        fasten.init(audit_dsn=app, stdout="")
+        for number in range(5):
+            fasten.emit("TRIGGER_FIRED", f"t-{number}", actor="ann")
+            fasten.emit("USER_CREATED", f"u-{number}", actor="ann", detail={"n": 1})
+        assert fasten.flush(10)
+        fasten.close()
+        wait_until(lambda: "deleted 5" in run("sweep", "--dsn", app).stdout, 10)
+        words = ("--actor", "ann", "--reason", "r", "--yes")
+        refused = run("erase", "--dsn", app, *words)
+        erased = run("erase", "--dsn", retention, *words)
+        proof = run("verify", "--dsn", logins["reader"], "--require-anchor")
+
+        assert (1, 0, 0) == (refused.exit_code, erased.exit_code, proof.exit_code)
+        assert "Postgres 42501: a right is missing" in refused.stderr
+        assert "erased 5 rows: 5 long" in erased.stdout
+
+    def test_doctor_tells_who_is_logged_in(self, logins, postgres_dsn):
+        """
+        An app role is well, an owner could rewrite the log, a reader lacks rights.
+        """
+        fasten.init(audit_dsn=logins["app"], stdout="")
+        fasten.emit("USER_CREATED", "u-1")
+        fasten.close()
+        told = {
+            name: run("doctor", FASTEN_AUDIT_DSN=dsn).stdout
+            for name, dsn in {**logins, "owner": postgres_dsn}.items()
+        }
+
+        assert "does not own audit_log, and has all that it needs" in told["app"]
+        assert "does not own audit_log, and has all that it needs" in told["retention"]
+        assert "✗ emit roundtrip failed" in told["reader"]
+        assert 'lacks INSERT ON "public"."audit_log"' in told["reader"]
+        assert "⚠ role postgres is a superuser: it can drop" in told["owner"]
 
 
 class TestOwner:

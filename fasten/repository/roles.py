@@ -28,6 +28,7 @@ __all__ = [
     "function_name",
     "has_function",
     "init_sql",
+    "missing_rights",
     "owner_of",
     "table_statements",
     "trigger_statements",
@@ -87,6 +88,44 @@ def owner_of(connection: Connection, dsn: Dsn) -> tuple[bool, bool]:
     )
     found = connection.execute(asked, {"name": name}).first()
     return (bool(found[0]), bool(found[1])) if found else (False, False)
+
+
+def missing_rights(connection: Connection, dsn: Dsn) -> list[str]:
+    """
+    Return what a service's role may not do and should, as the grants that are missing.
+    """
+    names = _names(dsn)
+    wanted = [
+        (right.strip(), names[table])
+        for rights, tables in _RIGHTS
+        for right in rights.split(",")
+        for table in tables
+    ]
+    missing = [
+        f"{right} ON {table}"
+        for right, table in wanted
+        if not _may(connection, right, table)
+    ]
+    if has_function(connection, dsn, "prune"):
+        signatures = (_SIGNATURES["prune"], "()")
+        calls = [f"{function_name(dsn, 'prune')}{each}" for each in signatures]
+        may = "SELECT has_function_privilege(:call, 'EXECUTE')"
+        missing += [
+            f"EXECUTE ON FUNCTION {call}"
+            for call in calls
+            if not connection.execute(sa.text(may), {"call": call}).scalar()
+        ]
+    return missing
+
+
+def _may(connection: Connection, right: str, table: str) -> bool:
+    verb, _, column = right.partition(" ")
+    if column:
+        may = "SELECT has_column_privilege(:table, :column, :verb)"
+    else:
+        may = "SELECT has_table_privilege(:table, :verb)"
+    given = {"table": table, "column": column.strip("()"), "verb": verb}
+    return bool(connection.execute(sa.text(may), given).scalar())
 
 
 # --- what the owner runs --------------------------------------------------------------

@@ -21,6 +21,7 @@ from fasten.cli.doctor.finding import Finding, Host, fail
 from fasten.cli.doctor.journals import check_spool
 from fasten.cli.doctor.stores import (
     check_clock,
+    check_role,
     check_round_trip,
     check_store,
     check_streams,
@@ -90,6 +91,7 @@ def _of_store(settings: Settings, reached: Store, host: Host) -> Iterator[Findin
         row, found = check_round_trip(settings, reached, host)
         yield from found
         yield from check_evidence(settings, reached)
+        yield from check_role(reached)
         yield from check_clock(reached, row, host)
     except AuditStoreError as error:
         yield fail("store", str(error))

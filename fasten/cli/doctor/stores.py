@@ -31,7 +31,13 @@ from fasten.settings import Dsn, Settings
 if TYPE_CHECKING:
     from fasten.repository import AuditRepository
 
-__all__ = ["check_clock", "check_round_trip", "check_store", "check_streams"]
+__all__ = [
+    "check_clock",
+    "check_role",
+    "check_round_trip",
+    "check_store",
+    "check_streams",
+]
 
 
 def check_store(settings: Settings, host: Host) -> tuple[Store | None, list[Finding]]:
@@ -187,6 +193,45 @@ def _differences(row: AuditRow, sample: Pending, before: int) -> list[str]:
     if (row.monotonic_seq or 0) <= before:
         faults.append(f"it is number {row.monotonic_seq}, after number {before}")
     return faults
+
+
+# --- roles -------------------------------------------------------------------------
+
+_AS_SERVICE: Final = (
+    "let the service log in as a member of fasten_app; `fasten init-db --print-sql` is "
+    "what the owner runs once"
+)
+
+
+def check_role(found: Store) -> list[Finding]:
+    """
+    Say whether who is logged in could rewrite the log, and what it lacks.
+    """
+    if found.dsn.path is not None:
+        return []  # SQLite has no roles
+    name, is_owner, is_super, missing = found.read(lambda: _login(found))
+    table = _table(found.dsn)
+    if is_owner or is_super:
+        what = "is a superuser" if is_super else f"owns {table}"
+        message = f"role {name} {what}: it can drop the triggers and change rows"
+        return [warn("role", message, _AS_SERVICE)]
+    if missing:
+        message = f"role {name} lacks {'; '.join(missing)}"
+        return [warn("role", message, f"as the owner: GRANT {missing[0]} TO {name}")]
+    return [ok("role", f"role {name} does not own {table}, and has all that it needs")]
+
+
+def _login(found: Store) -> tuple[str, bool, bool, list[str]]:
+    """
+    Return who is logged in, whether it owns, or is above owners, and what it lacks.
+    """
+    from fasten.repository.roles import missing_rights, owner_of
+
+    with found.database.reading() as connection:
+        is_owner, is_super = owner_of(connection, found.dsn)
+        missing = [] if is_owner else missing_rights(connection, found.dsn)
+        name = connection.exec_driver_sql("SELECT current_user").scalar_one()
+    return name, is_owner, is_super, missing
 
 
 # --- sys and api rows --------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -15,8 +16,10 @@ import psycopg
 import pytest
 
 from fasten.repository import SchemaProblem
+from fasten.repository.erasures import digest_of
 from fasten.repository.periods import Periods
 from fasten.repository.pruning import Order, Sweeper, SweepIsBusy
+from tests.ledger import value
 from tests.outside import wait_until
 from tests.stores import DAY, Kept
 
@@ -347,6 +350,86 @@ class TestHolds:
         kept.age(31)
 
         assert 0 == kept.sweep().deleted
+
+
+class TestTidying:
+    """
+    What a sweep does besides, by the store's own clock.
+    """
+
+    def test_old_checkpoints_are_thinned_to_one_a_day(self, kept):
+        """
+        The last one of each day stays; those of the last 30 days all do.
+        """
+        for _ in range(6):
+            kept.emit("n1", "medium")
+            kept.checkpoint()
+        days = ("40 10:00", "40 11:00", "40 12:00", "39 10:00", "2 10:00", "2 11:00")
+        for size, text in enumerate(days, 1):
+            kept.sql(
+                "UPDATE audit_log_checkpoint SET created_at = ? WHERE size = ?",
+                _days_ago(text),
+                size,
+            )
+        kept.sweep()
+
+        assert [(3,), (4,), (5,), (6,)] == kept.sql(
+            "SELECT size FROM audit_log_checkpoint ORDER BY size"
+        )
+
+    def test_erasures_are_kept_while_rows_of_before_may_come(self, kept):
+        """
+        A host may be away for as long as a row is kept; after that they are dropped.
+        """
+        kept.sweep()
+        for name in ("ann", "bob"):
+            kept.erase("actor", name)
+        _age_erasure(kept, "ann", 1096)
+        _age_erasure(kept, "bob", 1094)
+        kept.sweep()
+        born = {"timestamp_us": 1_600_000_000_000_000}
+        late = kept.emit("n1", "long", actor="bob", **born)
+        entries = kept.sql("SELECT salt, digest FROM audit_log_erasure")
+
+        assert [digest_of(entries[0][0], "bob")] == [digest for _, digest in entries]
+        assert None is value(late[0], "actor")
+
+    def test_a_writer_that_has_to_follow_keeps_them(self, kept):
+        """
+        However short the periods are.
+        """
+        kept.policy = attrs.evolve(kept.policy, short=DAY, medium=DAY, long=DAY)
+        kept.sweep()
+        row = tuple(kept.maker.pending())
+        kept.repository.append(kept.writer(), [(1, row)], 1)
+        kept.erase("actor", "ann")
+        _age_erasure(kept, "ann", 3)
+        kept.sweep()
+        kept.sql("UPDATE audit_log_writer SET updated_at = ?", _days_ago("31 00:00"))
+        counts = [len(kept.sql("SELECT 1 FROM audit_log_erasure"))]
+        kept.sweep()
+        counts.append(len(kept.sql("SELECT 1 FROM audit_log_erasure")))
+
+        assert [1, 0] == counts
+
+
+def _days_ago(text: str) -> str:
+    days, _, clock = text.partition(" ")
+    day = datetime.now(UTC) - timedelta(days=int(days))
+    return f"{day:%Y-%m-%d}T{clock}:00.000000Z"
+
+
+def _age_erasure(kept: Kept, name: str, days: int) -> None:
+    """
+    Let an entry of the ledger be of *days* ago.
+    """
+    found = kept.sql("SELECT salt, digest FROM audit_log_erasure")
+    digest = next(d for salt, d in found if digest_of(salt, name) == d)
+    kept.sql(
+        "UPDATE audit_log_erasure SET erased_at = ? WHERE digest = ?",
+        _days_ago(f"{days} 00:00"),
+        digest,
+    )
 
 
 class TestPeriods:

@@ -176,6 +176,21 @@ class TestApp:
 
         assert 3 == len(app.columns("id", where="retention_class = 'short'"))
 
+    def test_its_sweep_tidies_up(self, app, postgres_dsn):
+        """
+        Erasures of before the longest period are dropped, by the function.
+        """
+        app.sweep()
+        owner = Kept(postgres_dsn)
+        owner.sql(
+            "INSERT INTO audit_log_erasure (field, salt, digest, erased_at) "
+            "SELECT 'actor', 's', days::text, now() - make_interval(days => days) "
+            "FROM unnest(ARRAY[1094, 1096]) AS days"
+        )
+        app.sweep()
+
+        assert [("1094",)] == app.sql("SELECT digest FROM audit_log_erasure")
+
     def test_without_the_right_to_erase_a_sweep_goes_on(self, app):
         """
         It names the right that is missing.

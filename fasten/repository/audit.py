@@ -104,7 +104,6 @@ class AuditRepository:
         self.dsn = dsn
         self.database = database or Database(dsn)
         self.author = author
-        self.erasures = Erasures()
         self.entropy = entropy
         self._ulids, self._pid = UlidMinter(entropy), os.getpid()
         self._tables: Tables | None = None
@@ -337,11 +336,13 @@ class AuditRepository:
         """
         Return the erasures about rows that were on their way meanwhile, by their ids.
         """
-        found = self._statement("erasures").run(connection)
-        self.erasures = Erasures(
-            Erasure.read(row[:5], microseconds(row[5])) for row in found
-        )
-        doomed = self.erasures.among(fresh)
+        if not fresh:
+            return {}
+        # Entries stay for years; those of before the oldest row are about none of them.
+        since = self.moment(min(row[1] for row in fresh))
+        found = self._statement("erasures").run(connection, since=since)
+        ledger = Erasures(Erasure.read(row[:5], microseconds(row[5])) for row in found)
+        doomed = ledger.among(fresh)
         if not doomed:
             return doomed
         holds = self.holds.active(connection)
@@ -646,7 +647,9 @@ def _append_statements(tables: Tables, *, is_postgres: bool) -> dict[str, Any]:
         "watermark": sa.select(writer.c.watermark).where(
             writer.c.writer_id == p("writer_id")
         ),
-        "erasures": sa.select(*(tables.erasure.c[c] for c in (*_ENTRY, "erased_at"))),
+        "erasures": sa.select(
+            *(tables.erasure.c[c] for c in (*_ENTRY, "erased_at"))
+        ).where(tables.erasure.c.erased_at > p("since")),
         "insert": tables.audit.insert().values({c: p(c) for c in AUDIT_COLUMNS}),
         "move_node": node.update()
         .where(at_node)

@@ -78,7 +78,7 @@ class Sweep:
 
     *erased* are those past a held row, *held* counts the chains that stop at one;
     *missing* names rights. *stored* are its records, as columns, *notes*
-    the checkpoints made before.
+    the checkpoints made.
     """
 
     deleted: int = 0
@@ -164,6 +164,8 @@ class Sweeper:
         while self._cut_some():
             yield
         yield from self._erase_behind_holds()
+        if self.done.erased:
+            yield from self._sign()
         self._end()
 
     # -- the beginning --
@@ -381,7 +383,7 @@ class Sweeper:
         done.deleted = sum(done.by_class.values())
 
     def _sign(self) -> Iterator[None]:
-        if self._anchor is not None and self.done.deleted:
+        if self._anchor is not None and (self.done.deleted or self.done.erased):
             for notes in self._anchor.run():
                 self.done.notes += notes
                 yield
@@ -699,7 +701,7 @@ def _dicts(said: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def tidy(connection: Connection, repository: AuditRepository) -> None:
     """
-    Thin old checkpoints to one a day, and drop the erasures that all have followed.
+    Thin old checkpoints to one a day, and drop erasures that are about no row any more.
     """
     if has_function(connection, repository.dsn, "prune"):
         name = function_name(repository.dsn, "prune")
@@ -734,7 +736,23 @@ def _tidying(repository: AuditRepository, connection: Connection) -> Iterator[An
             writer.c.followed_at < erasure.c.erased_at,
         ),
     )
-    yield erasure.delete().where(erasure.c.erased_at < ago(1), sa.not_(waits))
+    longest_s = _longest_s(repository, connection)
+    if longest_s is not None:
+        gone = repository.moment(now_us - longest_s * _SECOND)
+        yield erasure.delete().where(erasure.c.erased_at < gone, sa.not_(waits))
+
+
+def _longest_s(repository: AuditRepository, connection: Connection) -> int | None:
+    """
+    Return the longest period of any class and service; None if none is on record.
+
+    What was born before an erasure that old has expired, wherever it waits: the entry
+    is of no more use. A host may be away for long, with rows that nobody has seen.
+    """
+    said = repository.meta.starting(connection, "retention:").values()
+    periods = [each.values() for each in said if isinstance(each, dict)]
+    known = [s for values in periods for s in values if type(s) is int]
+    return max(known, default=None)
 
 
 def _day(column: Any, connection: Connection) -> Any:

@@ -88,11 +88,13 @@ BEGIN
   RETURN v_count;
 END $$$$;
 -- ;
--- Without arguments: thins checkpoints, and drops the erasures that all have followed.
+-- Without arguments: thins checkpoints, and drops erasures of so long ago that whatever
+-- was born before has expired.
 CREATE OR REPLACE FUNCTION $prune() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$$$
 DECLARE
   v_count bigint;
+  v_longest numeric;
 BEGIN
   DELETE FROM $checkpoint AS old
   WHERE old.created_at < clock_timestamp() - interval '30 days' AND EXISTS (
@@ -104,8 +106,13 @@ BEGIN
       AND date_trunc('day', later.created_at AT TIME ZONE 'UTC')
         = date_trunc('day', old.created_at AT TIME ZONE 'UTC'));
   GET DIAGNOSTICS v_count = ROW_COUNT;
+  SELECT max(period.value::numeric) INTO v_longest
+  FROM $meta AS m, jsonb_each_text(CASE WHEN jsonb_typeof(m.value::jsonb) = 'object'
+    THEN m.value::jsonb ELSE '{}' END) AS period
+  WHERE m.key LIKE 'retention:%';
   DELETE FROM $erasure AS e
-  WHERE e.erased_at < clock_timestamp() - interval '1 day' AND NOT EXISTS (
+  WHERE e.erased_at < clock_timestamp() - make_interval(secs => v_longest::float8)
+    AND NOT EXISTS (
     SELECT FROM $writer AS w
     WHERE w.updated_at > clock_timestamp() - interval '30 days'
       AND (w.followed_at IS NULL OR w.followed_at < e.erased_at));

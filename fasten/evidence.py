@@ -39,6 +39,7 @@ from fasten.chain import (
     is_hash,
 )
 from fasten.rows import AUDIT_COLUMNS, canonical_json
+from fasten.spill import Spill
 
 __all__ = [
     "ChainReport",
@@ -1122,8 +1123,8 @@ def verify_ndjson(
     Check the audit rows of an NDJSON file, in any order, of every published form.
 
     Lines of another shape are passed over; *given* are checkpoints. A file has no
-    heads: only a checkpoint can tell that its last rows are gone. The rows are
-    sorted in memory, about half a kilobyte each.
+    heads: only a checkpoint can tell that its last rows are gone. Rows that are many
+    are sorted in a temporary file.
     """
     verifier = _FileVerifier(
         given=given, verifiers=verifiers, require_anchor=require_anchor
@@ -1149,8 +1150,8 @@ class _FileVerifier(ChainVerifier):
         super().__init__(
             None, given=given, verifiers=verifiers, require_anchor=require_anchor
         )
-        self._links: list[_Link] = []
-        self._old_links: list[_Link] = []
+        self._links = Spill(lambda link: (link[0][:2], link[1]))
+        self._old_links = Spill(lambda link: (link[0][1], link[1]))
         self._old_chains: list[ChainReport] = []
 
     def take(self, number: int, line: str) -> None:
@@ -1167,22 +1168,21 @@ class _FileVerifier(ChainVerifier):
         if row.get("shape", "audit") != "audit":
             return
         if row.get("canonical_form_id") in _OLD_FORMS:
-            self._old_links.append(_examine_old(row))
-        else:
-            self._links.append(_examine_wire(row))
+            self._old_links.add(tuple(_examine_old(row)))
+            return
+        link = _examine_wire(row)
+        if link.record is not None:
+            self._records.learn(*link.record)
+        self._links.add(tuple(link._replace(record=None)))
 
     def finish(self) -> Report:
         """
         Sort, link and report.
         """
         for link in self._links:
-            if link.record is not None:
-                self._records.learn(*link.record)
-        for link in sorted(self._links, key=lambda link: (link.key[:2], link.seq)):
-            self._join(link)
-        old = sorted(self._old_links, key=lambda link: (link.key[1], link.seq))
-        for _, links in groupby(old, key=lambda link: link.key[1]):
-            self._join_old(list(links))
+            self._join(_Link(*link))
+        for _, links in groupby(self._old_links, key=lambda link: link[0][1]):
+            self._join_old(_Link(*link) for link in links)
         report = super().finish()
         return attrs.evolve(report, chains=(*report.chains, *self._old_chains))
 
@@ -1227,14 +1227,16 @@ class _FileVerifier(ChainVerifier):
         message = "a checkpoint is of rows that are not in the file"
         self._findings.add(chain.key, "unverifiable", message, said.seq)
 
-    def _join_old(self, links: Sequence[_Link]) -> None:
+    def _join_old(self, links: Iterable[_Link]) -> None:
         """
         Check a chain of one node: numbers from 1, none missing, each row linked.
         """
-        last, expected = 0, GENESIS
-        place = links[0].key[:2]
+        rows, last, expected = 0, 0, GENESIS
+        place: Place = ("", "")
         for found in links:
+            place = found.key[:2] if not rows else place
             link = found._replace(key=(*place, ""))
+            rows += 1
             if link.problem is not None:
                 self._findings.of_row(link, *link.problem)
             if link.seq > last + 1:
@@ -1246,8 +1248,8 @@ class _FileVerifier(ChainVerifier):
                 message = "the row is not linked to the one before it"
                 self._findings.of_row(link, message)
             last, expected = link.seq, link.hash
-        self._rows += len(links)
-        self._old_chains.append(self._old_report(place, len(links), last))
+        self._rows += rows
+        self._old_chains.append(self._old_report(place, rows, last))
 
     def _old_report(self, place: Place, rows: int, last: int) -> ChainReport:
         return ChainReport(

@@ -36,6 +36,7 @@ KEY_SHAPE: Final = "key"
 """The shape of the line of an export that names the key which signed it."""
 
 Text = str | Path
+Progress = Callable[[int, int], None]
 Given = Text | Iterable[Text] | None
 """One or several texts, or paths of files that hold them."""
 
@@ -108,7 +109,7 @@ def verify_store(
     given: Iterable[str] = (),
     verifiers: Iterable[Verifier] = (),
     require_anchor: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Report:
     """
     Verify the store at *dsn*; *progress* is told rows read, and about how many.
@@ -140,11 +141,13 @@ def verify_file(
     given: Iterable[str] = (),
     verifiers: Iterable[Verifier] = (),
     require_anchor: bool = False,
+    progress: Progress = lambda _done, _total: None,
 ) -> Report:
     """
     Verify an NDJSON file; checkpoints that stand in it count as given.
 
     Keys that stand in it do not: whoever forged the file could have put them there.
+    *progress* is told characters read, and bytes there are.
 
     Raises:
         OSError: the file cannot be read.
@@ -152,8 +155,23 @@ def verify_file(
     notes = [*given, *(text for shape, text in bundled(path) if shape != KEY_SHAPE)]
     with _opened(path) as lines:
         return verify_ndjson(
-            lines, given=notes, verifiers=verifiers, require_anchor=require_anchor
+            _told(lines, path.stat().st_size, progress),
+            given=notes,
+            verifiers=verifiers,
+            require_anchor=require_anchor,
         )
+
+
+def _told(lines: Iterable[str], total: int, progress: Progress) -> Iterator[str]:
+    done = 0
+    for number, line in enumerate(lines, 1):
+        yield line
+        done += len(line)
+        if number % _STEP == 0:
+            progress(done, total)
+
+
+_STEP: Final = 500
 
 
 def bundled(path: Path) -> Iterator[tuple[str, str]]:

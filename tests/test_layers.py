@@ -19,7 +19,7 @@ from tests.outside import ROOT
 
 VALUES: Final = (
     *("errors", "settings", "codes", "rows", "redact"),
-    *("records", "chain", "evidence", "retention", "difference"),
+    *("records", "chain", "spill", "evidence", "retention", "difference"),
 )
 AMBIENT: Final = ("context",)
 CARRIERS: Final = ("spool", "drain", "repository", "streams")

@@ -152,9 +152,9 @@ def _verifiers(keys: tuple[str, ...], settings: Settings) -> list[Verifier]:
 
 
 def _verify_file(file: str, given: dict[str, Any]) -> Report:
-    with _at_hand(file) as path:
+    with _at_hand(file) as path, progress_bar("verifying", "bytes") as progress:
         try:
-            report = verify_file(path, **given)
+            report = verify_file(path, progress=progress, **given)
             keys = [text for shape, text in bundled(path) if shape == KEY_SHAPE]
         except OSError as error:
             raise NoAnswer(f"{file} cannot be read: {error.strerror}") from None

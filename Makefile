@@ -4,7 +4,7 @@ SHELL := /bin/bash
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help venv demo demo-fleet test check format coverage faults bench bench-peers \
-	bench-plot clean
+	bench-growth bench-plot clean
 
 help: ## Tell what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,11 +45,17 @@ faults: venv ## Try to break each promise, the long way
 bench: venv ## Measure against the targets of the README
 	@$(RUN) -m benchmarks $(ARGS)
 
-bench-peers: venv ## Measure beside other audit libraries
-	@$(RUN) -m benchmarks.peers $(ARGS)
+bench-peers: .venv-peers/.stamp ## Measure beside other audit libraries
+	@.venv-peers/bin/python -m benchmarks.peers
 
-bench-plot: venv ## Draw the measurements
-	@$(RUN) -m benchmarks.plot $(ARGS)
+.venv-peers/.stamp: pyproject.toml
+	@.ci/peers .venv-peers
+
+bench-growth: venv ## Measure at 10 k, 100 k and 1 M rows (an hour)
+	@$(RUN) -m benchmarks.growth $(ARGS)
+
+bench-plot: venv ## Draw what the three measured last
+	@$(RUN) -m benchmarks.plot
 
 clean: ## Remove what was built
 	rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.reference import median
+from benchmarks.reference import machine, median
 from tests.postgres import private_server
 
 # Row of performance.md: (figure, must, goal); a figure ends in what is better.
@@ -147,12 +145,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{line['row']:4}{line['figure']:44}{line['value']:>9}{line['low']:>9}"
             f"{line['high']:>9}  {line['must']:9}{line['goal']:9}{line['holds']}"
         )
-    machine = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
     path = Path(__file__).with_name("results.json")
-    path.write_text(json.dumps({"machine": machine, "rows": lines}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), "rows": lines}, indent=1) + "\n")
     write(f"written to {path.name}: ratios of one run on {os.cpu_count()} cores")

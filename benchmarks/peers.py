@@ -18,13 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_libraries import PEERS, Peer
-from benchmarks.reference import events, median, percentile
+from benchmarks.reference import events, machine, median, percentile
 
 ROUNDS = 5
 EVENTS = 20_000
@@ -216,13 +215,9 @@ def main() -> None:
                 *head, f"{figures['p50_us']:.1f}", f"{figures['per_s']:.0f}", found
             )
         )
-    machine = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

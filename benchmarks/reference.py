@@ -10,10 +10,13 @@ benchmarks/README.md.
 from __future__ import annotations
 
 import gc
+import os
+import platform
 import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +177,18 @@ def raw_copy(connection: Any, table: str, rows: Sequence[str]) -> float:
         ):
             copy.write("".join(rows[at : at + 500]))
     return len(rows) / (time.perf_counter() - before)
+
+
+def machine() -> dict[str, Any]:
+    """
+    Say where and when figures were taken.
+    """
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def settle() -> None:

@@ -855,7 +855,7 @@ class Delivery:
             f"{lane.name}: {why}"
             for drainer in self._drainers.values()
             for lane in tuple(drainer.lanes)
-            if (why := _trouble(lane))
+            if (why := _trouble(drainer, lane))
         ]
         if self.losses.is_recent:
             reasons.append(
@@ -880,13 +880,13 @@ class Delivery:
         return "degraded" if fault is None or fault.kind == "setup" else "spool_only"
 
 
-def _trouble(lane: Lane) -> str:
+def _trouble(drainer: Drainer, lane: Lane) -> str:
     """
     Say what keeps a lane from delivering; empty if nothing does.
     """
     if lane.fault is not None:
         return lane.fault.message
-    busy_since = lane.busy_since
+    busy_since = drainer.busy_since
     busy_s = 0.0 if busy_since is None else time.monotonic() - busy_since
     return f"the store has not answered for {busy_s:.0f} s" if busy_s > _HUNG_S else ""
 

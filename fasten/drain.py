@@ -251,7 +251,6 @@ class Lane:
     fault: Fault | None = None
     fault_since: float = 0.0
     told: set[str] = attrs.field(factory=set)
-    busy_since: float | None = None
     retry_at: float = 0.0
     retried: int = 0
     delivered: int = 0
@@ -310,7 +309,7 @@ class Lane:
         self.tickets.clear()
         self.told.clear()
         self.backoff.reset()
-        self.fault = self.busy_since = None
+        self.fault = None
         self.retry_at = 0.0
         self.retried = self.delivered = self.quarantined = 0
 
@@ -424,6 +423,7 @@ class Drainer:
         self._delivering = threading.Lock()
         # Held during each call to a store, and across a fork.
         self._calling = threading.Lock()
+        self.busy_since: float | None = None  # when such a call began
         self._is_still = False
         self._progress = threading.Condition(threading.Lock())
 
@@ -435,7 +435,11 @@ class Drainer:
         watchdog = self._watchdog
         watch = nullcontext() if watchdog is None else watchdog.guard(within_s)
         with self._calling, watch:
-            yield
+            self.busy_since = self._clock()
+            try:
+                yield
+            finally:
+                self.busy_since = None
 
     def before_fork(self, timeout_s: float) -> None:
         """
@@ -630,7 +634,6 @@ class Drainer:
             return False
         if not lane.pending:
             lane.pending.append(batch)
-        lane.busy_since = self._clock()
         try:
             with self.guard():
                 result = lane.deliver(batch)
@@ -639,8 +642,6 @@ class Drainer:
             return True
         except Exception as error:  # the store's: classified, never let out
             return self._failed(lane, batch, lane.classify(error))
-        finally:
-            lane.busy_since = None
         lane.pending.popleft()
         self._settle(lane, batch, result)
         return True
@@ -652,15 +653,12 @@ class Drainer:
         ask = lane.deliver_ticket
         if ask is None or lane.fault is None or lane.has_work or not self._is_due(lane):
             return False
-        lane.busy_since = self._clock()
         try:
             with self.guard():
                 ask(())
         except Exception as error:  # the store's: still in trouble
             self._retry_later(lane, lane.classify(error))
             return False
-        finally:
-            lane.busy_since = None
         self._recovered(lane)
         return True
 

@@ -35,6 +35,7 @@ class Backup:
 
     def _read_postgres(self) -> None:
         with psycopg.connect(self._dsn) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             for name in _names(connection):
                 rows = connection.execute(f"SELECT * FROM {name}").fetchall()
                 self._tables[name] = rows
@@ -44,20 +45,41 @@ class Backup:
         Bring the store back to what it was, under whoever uses it.
         """
         if self._path is None:
-            self._write_postgres()
-            return
+            self._restore_postgres()
+        elif not hasattr(self, "_copy"):
+            self.replace()
+        else:
+            with closing(sqlite3.connect(self._copy)) as source:
+                with closing(sqlite3.connect(self._path, timeout=60)) as store:
+                    source.backup(store)
+
+    def replace(self) -> None:
+        """
+        Put the old SQLite file in the place of the new one: nobody may be writing.
+        """
+        if self._path is None:
+            raise TypeError("there is no file to replace")
+        self._path.unlink()
         for suffix in ("-wal", "-shm"):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        if not hasattr(self, "_copy"):
-            self._path.unlink()
+        if hasattr(self, "_copy"):
+            self._path.write_bytes(self._copy.read_bytes())
+
+    def _restore_postgres(self) -> None:
+        while True:
+            try:
+                self._write_postgres()
+            except psycopg.errors.DeadlockDetected:
+                continue
             return
-        fresh = self._path.with_suffix(".restored")
-        fresh.write_bytes(self._copy.read_bytes())
-        fresh.rename(self._path)
 
     def _write_postgres(self) -> None:
         with psycopg.connect(self._dsn) as connection:
-            for name in _names(connection):
+            names = _names(connection)
+            if names:  # as who appends does: the node's table first
+                names.sort(key=lambda name: not name.endswith("_node"))
+                connection.execute(f"LOCK TABLE {', '.join(names)}")
+            for name in names:
                 if name not in self._tables:
                     connection.execute(f"DROP TABLE {name}")
                     continue

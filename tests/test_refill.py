@@ -103,6 +103,21 @@ class TestOwn:
 
         assert is_whole(store_dsn, ids)
 
+    def test_another_file(self, start: Any, sqlite_dsn: str, store_dsn: str) -> None:
+        """
+        A SQLite file that is replaced under a process is opened, and filled.
+        """
+        if store_dsn != sqlite_dsn:
+            pytest.skip("a file of SQLite is replaced")
+        start()
+        ids = emit("a")
+        backup = Backup(store_dsn)
+        ids += emit("b", "c")
+        backup.replace()
+        ids += emit("d")
+
+        assert is_whole(store_dsn, ids)
+
     def test_to_nothing(self, start: Any, store_dsn: str) -> None:
         """
         A store whose tables are gone is made again, and filled.

@@ -70,6 +70,7 @@ class Outcome:
     quarantined: int = 0
     hangs: int = 0
     p99_us: float | None = None
+    max_us: float | None = None
     verify: int | None = None
     seconds: float | None = None
     faults: tuple[str, ...] = ()

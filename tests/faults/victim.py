@@ -112,14 +112,16 @@ class Victim:
         self.plan, self._folder = plan, folder
         for name in ("acks", "states", "log", "references"):
             (folder / f"{plan.name}.{name}").touch()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(attrs.asdict(plan)), folder],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._path("errors").open("wb"),
-            text=True,
-        )
+        said = json.dumps(attrs.asdict(plan))
+        with self._path("errors").open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, said, folder],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{self.plan.name}.{name}"

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Short forms of the experiments in `forks`, `times`, `back` and `soak`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults import back, forks, soak, times
+from tests.faults.grounds import STORES, Grounds
+
+
+def test_forks(grounds: Grounds) -> None:
+    """
+    Children forked while threads emit store their own rows, and none hangs.
+    """
+    outcome = forks.fork(grounds, store="postgres", trials=2)
+
+    assert outcome.holds, outcome.line()
+
+
+def test_wrong_clocks(grounds: Grounds) -> None:
+    """
+    Whatever a clock does, rows are in order and numbered without a gap.
+    """
+    outcome = times.wrong_clocks(
+        grounds, store="sqlite", trials=1, names=("back", "jumpy")
+    )
+
+    assert outcome.holds, outcome.line()
+
+
+def test_many_ids(grounds: Grounds) -> None:
+    """
+    Ids of many threads and forks never meet.
+    """
+    outcome = times.many_ids(grounds, trials=51_200)
+
+    assert outcome.holds, outcome.line()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_restored_under_load(store: str, grounds: Grounds) -> None:
+    """
+    A backup that is restored under a running service costs no row.
+    """
+    outcome = back.restored(grounds, store=store, trials=2)
+
+    assert outcome.holds, outcome.line()
+
+
+def test_restored_while_down(grounds: Grounds) -> None:
+    """
+    A service that starts over a restored backup fills it from its journals.
+    """
+    outcome = back.restored_while_down(grounds, store="sqlite", trials=2)
+
+    assert outcome.holds, outcome.line()
+
+
+def test_soak(grounds: Grounds) -> None:
+    """
+    Services live through a random fault every few seconds.
+    """
+    outcome = soak.soak(grounds, seconds=25, rest_s=(0.5, 2.0))
+
+    assert outcome.holds, outcome.line()

@@ -587,6 +587,7 @@ class AuditRepository:
 
 _CLASS: Final = 7  # Pending.retention_class
 _ID: Final = AUDIT_COLUMNS.index("id")
+_SEQ: Final = AUDIT_COLUMNS.index("monotonic_seq")
 _ENTRY: Final = ("field", "salt", "digest", "fields", "reason")
 
 
@@ -703,25 +704,32 @@ _COPY_ESCAPES: Final = str.maketrans(
 )
 
 
-def _copy_text(part: Iterable[tuple[Any, ...]]) -> str:
+def _copy_text(part: Sequence[tuple[Any, ...]]) -> str:
     """
     Spell rows in COPY's text format.
     """
-    lines = []
-    for row in part:
-        fields = ["\\N" if v is None else v if type(v) is str else str(v) for v in row]
-        line = "\t".join(fields)
-        # Few rows hold anything to escape: counting what must stand there is cheap.
-        if (
-            line.count("\\") != row.count(None)
-            or line.count("\t") != len(row) - 1
-            or "\n" in line
-            or "\r" in line
-        ):
-            line = "\t".join(
-                field if value is None else field.translate(_COPY_ESCAPES)
-                for field, value in zip(fields, row, strict=True)
-            )
-        lines.append(line)
-    lines.append("")
-    return "\n".join(lines)
+    return "".join([_copy_line(row) for row in part])
+
+
+def _copy_line(row: tuple[Any, ...]) -> str:
+    fields = list(row)
+    fields[_SEQ] = str(row[_SEQ])
+    nulls = row.count(None)
+    at = -1
+    for _ in range(nulls):
+        at = fields.index(None, at + 1)
+        fields[at] = "\\N"
+    line = "\t".join(fields)
+    # Few rows hold anything to escape: counting what must stand there is cheap.
+    if (
+        line.count("\\") == nulls
+        and line.count("\t") == len(row) - 1
+        and "\n" not in line
+        and "\r" not in line
+    ):
+        return f"{line}\n"
+    escaped = [
+        field if value is None else field.translate(_COPY_ESCAPES)
+        for field, value in zip(fields, row, strict=True)
+    ]
+    return "\t".join(escaped) + "\n"

@@ -55,10 +55,12 @@ __all__ = [
     "failures",
     "identify",
     "inject",
+    "is_stdout_reserved",
     "is_suppressed",
     "mint_request_id",
     "parse_traceparent",
     "remove_source",
+    "reserve_stdout",
     "resume",
     "scope",
     "sentinel",
@@ -182,6 +184,7 @@ class Process:
         self._entropy = entropy
         self.service = "unknown"
         self.trusts_ids = True
+        self.is_stdout_reserved = False
         self.failures = {"sources": 0, "askers": 0}
         self.begin()
 
@@ -239,6 +242,20 @@ def trusts_request_ids() -> bool:
     Tell whether HTTP takes over a caller's request id, or always mints one.
     """
     return _process.trusts_ids
+
+
+def reserve_stdout() -> None:
+    """
+    Say that stdout is the wire of a protocol: fasten's lines go to stderr from now on.
+    """
+    _process.is_stdout_reserved = True
+
+
+def is_stdout_reserved() -> bool:
+    """
+    Tell whether stdout belongs to a protocol.
+    """
+    return _process.is_stdout_reserved
 
 
 def sentinel() -> str:

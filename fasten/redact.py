@@ -87,6 +87,7 @@ _COUNTS: Final = re.compile(
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 _BOUNDARY: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
 _KEEP, _SECRET, _COUNTER = range(3)
+_COUNTABLE: Final = (int, float, type(None))
 _LONGEST_MEMO: Final = 64
 _MOST_KEYS: Final = 4096
 _MOST_LAYOUTS: Final = 512
@@ -561,7 +562,7 @@ class Redactor:
                 self._learn_form(copied, form)
                 raise _Unusual
         for name in counters:
-            if type(copied[name]) is not int and type(copied[name]) is not float:
+            if type(copied[name]) not in _COUNTABLE:
                 raise _Unusual
         entries = len(copied)
         for name in inner:
@@ -888,7 +889,7 @@ class _Walk:
         if self._room - size < self._least:
             return self._leave_out()
         self._room -= size
-        if verdict == _SECRET or (verdict == _COUNTER and not _is_number(value)):
+        if verdict == _SECRET or (verdict == _COUNTER and not _is_count(value)):
             value = _HIDDEN
         copied[name] = self.value(value, depth + 1)
         return None
@@ -987,6 +988,11 @@ def _cut(text: str, room: int) -> str:
 def _is_bulky(pair: tuple[Any, Any]) -> bool:
     kind = type(pair[1])
     return kind not in _SCALARS and (kind is not str or len(pair[1]) > _BULKY)
+
+
+def _is_count(value: Any) -> bool:
+    # None hides nothing: what was not counted.
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,7 @@ from json import JSONEncoder
 from queue import SimpleQueue
 from typing import Any, Final
 
+from fasten.context import is_stdout_reserved
 from fasten.drain import Rows
 from fasten.errors import InvalidQuery
 from fasten.rows import (
@@ -369,10 +370,12 @@ def _print(data: bytes, deadline: float | None) -> bool:
     """
     Write to the present stdout; false when *deadline* passed before the end.
 
+    To stderr, where a shim reserved stdout for a protocol.
+
     The descriptor is written, not `sys.stdout.buffer`: a daemon thread that holds
     the buffer's lock at exit aborts the interpreter (bugs.python.org/issue42717).
     """
-    out = sys.stdout
+    out = sys.stderr if is_stdout_reserved() else sys.stdout
     if out is None:
         return False
     try:

@@ -82,6 +82,12 @@ class Call:
         """
         self._outcome, self._reason = "denied", reason
 
+    def fail(self, reason: str) -> None:
+        """
+        Note that the tool failed without raising; the row's outcome is `failure`.
+        """
+        self._outcome, self._reason = "failure", reason
+
     def __enter__(self) -> Self:
         self._scope = _scope_of(self._actor)
         self._scope.__enter__()

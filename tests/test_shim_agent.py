@@ -30,6 +30,7 @@ def test_a_call_is_one_row(fasten_trail):
         row["method"],
         row["outcome"],
     )
+    assert None is row["detail"]["tokens"]
     wanted = {"duration_ms", "cost_usd", "tokens", "model", "args_sha256"}
     assert wanted == set(row["detail"])
     assert 64 == len(row["detail"]["args_sha256"])

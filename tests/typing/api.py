@@ -250,10 +250,12 @@ def task_queues(app: Any) -> None:
 
 def calls() -> None:
     """
-    Interceptors of gRPC.
+    Interceptors of gRPC; MCP gives back what it gets.
     """
     print(shim.grpc.ServerInterceptor(), shim.grpc.ClientInterceptor())
     print(shim.grpc.AioServerInterceptor(), *shim.grpc.aio_client_interceptors())
+    name: str = shim.mcp.server("what is given", with_arguments=True)
+    print(name, shim.mcp.client(name))
 
 
 def structlog_chain() -> None:

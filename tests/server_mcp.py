@@ -45,6 +45,16 @@ def fail() -> str:
     raise ValueError("as asked")
 
 
+def hours() -> str:
+    """
+    Tell under which id this runs, once what was recorded so far is stored.
+
+    A client kills its server soon after it has closed the pipe.
+    """
+    assert fasten.flush(60)
+    return fasten.current_request_id()
+
+
 def high():
     """
     Return a server of the upper level.
@@ -53,9 +63,7 @@ def high():
     server.add_tool(add)
     server.add_tool(fail)
 
-    @server.resource("shop://hours")
-    def hours() -> str:
-        return fasten.current_request_id()
+    server.resource("shop://hours")(hours)
 
     return shim.server(shim.server(server))
 
@@ -84,8 +92,7 @@ def low():
             return types.CallToolResult(content=content)
 
         async def read(_ctx, params):
-            text = fasten.current_request_id()
-            content = types.TextResourceContents(uri=params.uri, text=text)
+            content = types.TextResourceContents(uri=params.uri, text=hours())
             return types.ReadResourceResult(contents=[content])
 
         return shim.server(
@@ -104,7 +111,7 @@ def low():
 
     @server.read_resource()
     async def read(_uri):
-        return fasten.current_request_id()
+        return hours()
 
     server.call_tool()(answer)
     return server

@@ -125,6 +125,7 @@ class Trail:
             AssertionError: it was not; the message shows the nearest rows.
             InvalidQuery: a field's name or value is unusable.
         """
+        __tracebackhide__ = True
         wanted = _Wanted(self.clock, code, fields)
         found = wanted.among(self.audit)
         if len(found) == times or (found and times is None):
@@ -142,6 +143,7 @@ class Trail:
             AssertionError: one was; the message shows it.
             InvalidQuery: a field's name or value is unusable.
         """
+        __tracebackhide__ = True
         if code not in codes.registry.entries:
             self._mistakes.append(f"assert_not_emitted: {codes.registry.unknown(code)}")
         wanted = _Wanted(self.clock, code, fields)
@@ -159,6 +161,7 @@ class Trail:
         Raises:
             AssertionError: there are none, or they have several.
         """
+        __tracebackhide__ = True
         rows = _of_requests([row for _, row in self._finished()])
         ids = list(dict.fromkeys(str(row["request_id"]) for row in rows))
         if len(ids) == 1 and request_id in (None, ids[0]):

@@ -25,7 +25,7 @@ from fasten.records import FASTEN, Author
 from fasten.retention import RetentionPolicy
 from fasten.rows import Query, format_timestamp, parse_timestamp
 from fasten.settings import Dsn, Settings
-from fasten.upkeep import signers_of
+from fasten.upkeep import pause_s, signers_of
 
 if TYPE_CHECKING:
     from fasten.repository import (
@@ -202,15 +202,16 @@ class Custody:
         self._exhaust(sweeper, progress)
         return sweeper.done
 
-    @staticmethod
-    def _exhaust(sweeper: Sweeper, progress: Progress) -> None:
+    def _exhaust(self, sweeper: Sweeper, progress: Progress) -> None:
         from fasten.repository import SweepIsBusy
 
+        rest_s = pause_s(self.dsn)
         until = time.monotonic() + BUSY_S
         while True:
             try:
                 for _ in sweeper.run():
                     progress(sweeper.cut, sweeper.done.deleted)
+                    time.sleep(rest_s)
             except SweepIsBusy:
                 # A sweep that was killed keeps others out for a moment.
                 if sweeper.has_begun or time.monotonic() > until:

@@ -26,7 +26,7 @@ from fasten.engine import Engine, default
 from fasten.errors import AuditStoreError, FastenError, InvalidAnchor
 from fasten.settings import Dsn
 from fasten.streams import json_line
-from fasten.upkeep import scrub_quarantine
+from fasten.upkeep import pause_s, scrub_quarantine
 
 if TYPE_CHECKING:
     from fasten.repository import Erased, Lagging, OutboxRepository
@@ -207,15 +207,16 @@ class Forgetting:
         self._clear_up(newest_us, done, timeout_s)
         return done
 
-    @staticmethod
     def _run(
-        steps: Callable[[Erased], Iterator[None]], progress: Callable[[int], None]
+        self, steps: Callable[[Erased], Iterator[None]], progress: Callable[[int], None]
     ) -> Erasing:
         from fasten.repository import Erased
 
+        rest_s = pause_s(self._repository.dsn)
         inner, done = Erased(), Erasing()
         for _ in steps(inner):
             progress(inner.rows)
+            time.sleep(rest_s)
         done.take(inner)
         return done
 

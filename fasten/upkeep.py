@@ -22,13 +22,13 @@ from fasten.drain import Drainer, Lane
 from fasten.errors import MissingExtra
 from fasten.retention import RetentionPolicy
 from fasten.rows import Pending
-from fasten.settings import Settings
+from fasten.settings import Dsn, Settings
 
 if TYPE_CHECKING:
     from fasten.repository import AuditRepository, Sweeper, Writer
     from fasten.repository.erasures import Erasures
 
-__all__ = ["ERASED", "Keeper", "Upkeep", "scrubbed", "signers_of"]
+__all__ = ["ERASED", "Keeper", "Upkeep", "pause_s", "scrubbed", "signers_of"]
 
 logger = logging.getLogger("fasten")
 
@@ -47,6 +47,17 @@ FILES_S: Final = 1000.0
 
 ERASED: Final = "(erased)"
 """What stands in a row that the store never took, for what was erased."""
+
+
+GIVE_WAY_S: Final = 0.12
+"""SQLite's busy handler looks again within 0.1 s: so others get their turn."""
+
+
+def pause_s(dsn: Dsn | None) -> float:
+    """
+    Return how long to leave a store alone between two steps.
+    """
+    return 0.0 if dsn is None or dsn.path is None else GIVE_WAY_S
 
 
 class Keeper(Protocol):
@@ -87,14 +98,16 @@ class Job:
         *,
         interval_s: float,
         first_s: float = 0.0,
+        pause_s: float = 0.0,
     ) -> None:
         self._drainer, self._begin, self._told = drainer, begin, told
+        self._pause_s = pause_s
         self._steps: Iterator[object] | None = None
         self.chore = drainer.every(interval_s, self.step, first_s=first_s)
 
     def step(self) -> None:
         """
-        Take the next step, and come back at once if there may be another.
+        Take the next step, and come back soon if there may be another.
         """
         steps = self._steps = self._steps or self._begin()
         try:
@@ -107,7 +120,7 @@ class Job:
             self.chore.due = time.monotonic() + min(RETRY_S, self.chore.interval_s)
             self._told(error)
         else:
-            self.chore.due = 0.0
+            self.chore.due = time.monotonic() + self._pause_s
 
     def finish(self) -> None:
         """
@@ -167,7 +180,12 @@ class Upkeep:
         first_s: float = 0.0,
     ) -> Job:
         return Job(
-            self._drainer, begin, self._tell, interval_s=interval_s, first_s=first_s
+            self._drainer,
+            begin,
+            self._tell,
+            interval_s=interval_s,
+            first_s=first_s,
+            pause_s=pause_s(self._settings.audit_dsn),
         )
 
     def _reset(self) -> None:

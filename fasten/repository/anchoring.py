@@ -61,7 +61,7 @@ class Anchor:
         """
         Return the chains that may have to be signed, in order, without any lock.
         """
-        with self._repository.database.transaction() as connection:
+        with self._repository.database.looking() as connection:
             now_us = self._now_us(connection)
             heads = [
                 head

@@ -162,7 +162,7 @@ class Database:
         """
         connection = self._writing()
         try:
-            self._begin(connection)
+            self._begin(connection, is_writer=True)
             yield connection
         except BaseException:
             self._roll_back(connection)
@@ -175,6 +175,18 @@ class Database:
             if broken:
                 raise CommitUnanswered(type(error).__name__) from error
             raise
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """
+        Yield the writing connection to read with: that keeps no writer waiting.
+        """
+        connection = self._writing()
+        try:
+            self._begin(connection, is_writer=False)
+            yield connection
+        finally:
+            self._roll_back(connection)
 
     def run(self, sql: str) -> Any:
         """
@@ -191,7 +203,7 @@ class Database:
             self._connection = self.engine.connect()
         return self._connection
 
-    def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: Connection, *, is_writer: bool) -> None:
         connection.begin()
         if self.is_postgres:
             # SET LOCAL, not start-up options: those break behind a pooler.
@@ -202,7 +214,7 @@ class Database:
         else:
             # Only writers take the lock at once; a global hook would make readers
             # lock them out.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
     def _roll_back(self, connection: Connection) -> None:
         try:

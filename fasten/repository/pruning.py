@@ -277,7 +277,7 @@ class Sweeper:
             head.service_id == self._writer.service,
             head["count"] > head.pruned_count,
         )
-        with self._repository.database.transaction() as connection:
+        with self._repository.database.looking() as connection:
             found = list(map(head_of, connection.execute(query)))
         return sorted(found, key=lambda head: head.key)
 
@@ -294,7 +294,7 @@ class Sweeper:
         cut = _Cut(head=attrs.evolve(head))
         is_open = True
         while is_open:
-            with self._repository.database.transaction() as connection:
+            with self._repository.database.looking() as connection:
                 rows = self._oldest(connection, cut.head, head.seq)
                 is_open = self._take_expired(cut, rows)
             yield

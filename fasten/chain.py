@@ -469,7 +469,11 @@ def commitment_of(leaves: Mapping[str, str]) -> str:
     """
     Return the commitment to the *leaves* of a row's fields.
     """
-    return sha256(canonical_json(leaves).encode()).hexdigest()
+    return sha256(_compact(leaves).encode()).hexdigest()
+
+
+# Names and hex digits: of these json's C code makes RFC 8785, at a fifth of the cost.
+_compact: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def erase(row: Sequence[Any], fields: Iterable[str]) -> tuple[Any, ...]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from fasten.chain import COMMITTED_FIELDS
 from fasten.repository.erasing import Erased
 from fasten.repository.erasures import Erasure, Erasures, digest_of
 from fasten.rows import AUDIT_COLUMNS
+from tests.outside import wait_until
 from tests.stores import Kept
 
 CANARY = "canary-4711-ümläut"
@@ -260,6 +263,45 @@ class TestOnTheirWay:
         Which costs an append next to nothing.
         """
         assert {} == Erasures().among([kept.maker.pending()])
+
+
+def test_an_erasure_and_a_sweep_never_wait_for_each_other(postgres_dsn):
+    """
+    An erasure that waits for its node holds no row that a sweep deletes meanwhile.
+    """
+    kept, other = Kept(postgres_dsn), Kept(postgres_dsn, 1)
+    kept.emit("n1", "short", actor=CANARY)
+    kept.maker.us += 40 * 86_400_000_000
+    with psycopg.connect(postgres_dsn) as first, ThreadPoolExecutor(1) as pool:
+        first.execute("SELECT 1 FROM audit_log_node FOR UPDATE")
+        erasing = pool.submit(_erase_again, other)
+        wait_until(lambda: kept.sql(WAITING) == [(1,)], 10)
+        first.execute("SET lock_timeout = '2s'")
+        first.execute("SELECT 1 FROM audit_log FOR UPDATE")
+        first.rollback()
+        done = erasing.result()
+    swept = kept.sweep().deleted
+    other.close()
+    kept.close()
+
+    assert (1, 1) == (done, swept)
+
+
+def _erase_again(kept: Kept) -> int:
+    """
+    Erase without a new entry in the ledger, which would wait for every node.
+    """
+    done, fields, eraser = Erased(), ("actor", "detail"), kept.eraser
+    about = eraser.subject("actor", CANARY, fields)
+    for _ in eraser.erase(about, fields, "asked for", done):
+        pass
+    return done.rows
+
+
+WAITING = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 class TestFollowing:

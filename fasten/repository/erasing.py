@@ -131,6 +131,7 @@ class Eraser:
         after = ""
         while True:
             with self._repository.database.transaction() as connection:
+                self.lock(connection)
                 rows = self._next(connection, condition, after)
                 if not rows:
                     return
@@ -140,6 +141,15 @@ class Eraser:
                 rows = [row for row in rows if row[_ID] not in ours]
                 self.erase_rows(connection, rows, fields, reason, done)
             yield
+
+    def lock(self, connection: Connection) -> None:
+        """
+        Keep other erasures out, and take the node of the record: before any row.
+
+        A sweep takes nodes first, then rows: in the other order both would wait.
+        """
+        self._repository.meta.get(connection, "erasing", is_locked=True)
+        self._repository.lock(connection, self._writer)
 
     def _next(self, connection: Connection, condition: Any, after: str) -> list[Any]:
         audit = self._audit.c
@@ -343,6 +353,7 @@ class Eraser:
         after = ""
         while True:
             with self._repository.database.transaction() as connection:
+                self.lock(connection)
                 rows = self._next(connection, sa.true(), after)
                 if not rows:
                     return

@@ -627,6 +627,7 @@ class Sweeper:
         class_ = cut.head.retention_class
         with self._repository.database.transaction() as connection:
             self._take_lease(connection)
+            eraser.lock(connection)
             rows = self._behind(connection, cut)
             gone = list(
                 takewhile(

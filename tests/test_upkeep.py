@@ -82,7 +82,7 @@ class TestJob:
         for _ in range(4):
             job.chore.due = 1.0
             job.step()
-            counts.append((len(taken), job.chore.due <= time.monotonic()))
+            counts.append((len(taken), 1.0 < job.chore.due <= time.monotonic()))
 
         assert [(1, True), (2, True), (3, True), (3, False)] == counts
 

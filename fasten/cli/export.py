@@ -90,10 +90,11 @@ def _opened(to: Path | None) -> Iterator[IO[str]]:
         return
     try:
         # CSV brings its own line ends.
-        with to.open("w", encoding="utf-8", newline="") as file:
-            yield file
+        file = to.open("w", encoding="utf-8", newline="")
     except OSError as error:
         raise WrongUsage(f"{to} cannot be written: {error.strerror}") from None
+    with file:
+        yield file
 
 
 def _write_rows(run: Export, output: str, file: IO[str]) -> None:

@@ -48,6 +48,8 @@ logger = logging.getLogger("fasten")
 WATCHDOG_S: Final = 12.0
 TICKET_S: Final = 5.0
 ADOPT_S: Final = 30.0
+ADOPT_MOST: Final = 64
+"""How many journals of dead processes are open at once."""
 IDLE_S: Final = 30.0
 FORK_S: Final = 0.5
 """How long a fork waits for SQLite to be at rest."""
@@ -546,8 +548,11 @@ class Delivery:
             store=None if of_any_store else self._fingerprint,
             now=time.time,
             kept=kept,
+            most=max(0, ADOPT_MOST - len(self.adopted)),
         ):
             self._revive(orphan, orphan.acked)
+        if len(self.adopted) >= ADOPT_MOST and self._adopting is not None:
+            self._adopting.due = time.monotonic() + TEND_S  # there may be more
         if kept is not None:
             self.refill.look(kept)
 

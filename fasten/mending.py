@@ -89,12 +89,15 @@ def _drained(delivery: Delivery, *, of_any_store: bool, timeout_s: float) -> Dra
         problem = delivery.audit.database.problem(error)
         is_unreachable = problem.kind == "transient"
         return Drained(fault=problem.message, is_unreachable=is_unreachable)
-    taken = delivery.adopted
-    # Without a thread of its own: nothing is left to run when this returns.
-    while not delivery.drainer.close(max(0.0, until - time.monotonic())):
-        if time.monotonic() + _PAUSE_S > until or _needs_a_person(taken):
-            break
-        time.sleep(_PAUSE_S)
+    taken: list[tuple[spool.Orphan, Lane]] = []
+    while delivery.adopted:
+        taken += delivery.adopted
+        # Without a thread of its own: nothing is left to run when this returns.
+        while not delivery.drainer.close(max(0.0, until - time.monotonic())):
+            if time.monotonic() + _PAUSE_S > until or _needs_a_person(taken):
+                return _told(taken)
+            time.sleep(_PAUSE_S)
+        delivery.adopt(of_any_store=of_any_store)  # so many are taken at once
     return _told(taken)
 
 

@@ -575,6 +575,27 @@ class TestSpool:
 
         assert any("other" in f["message"] for f in findings(done)["spool"])
 
+    def test_rows_that_wait(self, sqlite_dsn, tmp_path):
+        """
+        How many rows wait, and how long the oldest has, is told of the living, too.
+        """
+        folder = tmp_path / "spool"
+        settings = {"service_id": "svc", "spool_dir": str(folder), "stdout": ""}
+        missing = f"sqlite:///{tmp_path / 'no' / 'audit.db'}"
+        fasten.init(audit_dsn=missing, node_id="n", **settings)
+        for number in range(3):
+            fasten.emit("USER_CREATED", str(number))
+        given = {"FASTEN_SERVICE_ID": "svc", "FASTEN_AUDIT_DSN": missing}
+        parsed = Settings.from_env(
+            {**given, "FASTEN_SPOOL_DIR": str(folder)}, hostname="h", cwd=tmp_path
+        )
+        later = Host(clock_ns=lambda: time.time_ns() + 7200 * 10**9)
+        fresh = [f for f in check_spool(parsed, Host())[1] if f.check == "backlog"]
+        old = [f for f in check_spool(parsed, later)[1] if f.check == "backlog"]
+
+        assert ["ok", "warn"] == [f.status for f in (*fresh, *old)]
+        assert old[0].message == "3 rows wait in the spool, the oldest for 2 h"
+
     def test_rows_in_quarantine(self, sqlite_dsn, tmp_path):
         """
         Rows that the store refused wait for somebody to look at them.

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from fasten.spool.frames import FORMAT, Batch, Row, pack, unpack
 from fasten.spool.orphans import (
+    Backlog,
     Leftover,
     Orphan,
     Quarantined,
     adopt,
     amend_quarantined,
+    backlog,
     drop_quarantined,
     has_foreign,
     memories,
@@ -32,6 +34,7 @@ __all__ = [
     "FORMAT",
     "IDLE_S",
     "RETAIN_S",
+    "Backlog",
     "Batch",
     "Leftover",
     "Orphan",
@@ -40,6 +43,7 @@ __all__ = [
     "Spool",
     "adopt",
     "amend_quarantined",
+    "backlog",
     "drop_quarantined",
     "has_foreign",
     "memories",

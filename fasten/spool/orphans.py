@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
@@ -38,22 +39,26 @@ from fasten.spool.files import (
 )
 from fasten.spool.frames import (
     FORMAT,
+    TIMESTAMP,
     Batch,
     Identity,
     Reader,
     Row,
     account,
     pack,
+    row_of,
     unpack,
 )
 from fasten.spool.queue import IDLE_S, RETAIN_S
 
 __all__ = [
+    "Backlog",
     "Leftover",
     "Orphan",
     "Quarantined",
     "adopt",
     "amend_quarantined",
+    "backlog",
     "drop_quarantined",
     "has_foreign",
     "memories",
@@ -193,21 +198,23 @@ def adopt(
     store: str | None,
     now: Callable[[], float] = time.time,
     kept: list[Orphan] | None = None,
+    most: int = sys.maxsize,
 ) -> list[Orphan]:
     """
     Take over what dead writers of *service* left for *store*; None means any store.
 
     Those that were done 15 minutes ago are removed; those that are done since are let
-    go, or put into *kept*. *now* is in seconds since 1970.
+    go, or put into *kept*. *most* of either: each holds a descriptor. *now* is in
+    seconds since 1970.
     """
-    adopted = []
+    adopted: list[Orphan] = []
     for orphan in _dead(directory, service, None):
         is_meant = store in (None, orphan.store)
         if orphan.is_done and now() - orphan.done_at >= RETAIN_S:
             orphan.purge()
-        elif is_meant and not orphan.is_done:
+        elif is_meant and not orphan.is_done and len(adopted) < most:
             adopted.append(orphan)
-        elif is_meant and kept is not None:
+        elif is_meant and orphan.is_done and kept is not None and len(kept) < most:
             kept.append(orphan)
         else:
             orphan.release()
@@ -267,6 +274,39 @@ def survey(
     return leftovers
 
 
+class Backlog(NamedTuple):
+    """
+    What waits in a spool: how many rows, and the time of the oldest.
+    """
+
+    rows: int
+    oldest_us: int
+
+
+def backlog(directory: Path, *, service: str, store: str) -> Backlog | None:
+    """
+    Return what waits for *store* here, of the living and the dead, or None.
+    """
+    times: list[int] = []
+    names = [NAME.fullmatch(path.name) for path in listing(directory)]
+    for writer in sorted({name[1] for name in names if name and name[2]}):
+        who, ack = who_wrote(directory, writer), read_ack(directory / f"{writer}.ack")
+        if who is None or (who.service, who.store) != (service, store):
+            continue
+        if ack is None or not ack.is_done:
+            times += _waiting(directory, writer, ack.through if ack else 0)
+    return Backlog(len(times), min(times)) if times else None
+
+
+def _waiting(directory: Path, writer: str, after: int) -> list[int]:
+    paths = segments_of(directory, writer)
+    bases = [read_head(path)[1] for path in paths]
+    reads = [partial(read_path, path) for path in paths]
+    frames = Reader(zip(bases, reads, strict=True), after).frames()
+    rows = {frame[0]: row for frame in frames if (row := row_of(frame)) is not None}
+    return [int(row[TIMESTAMP]) for row in rows.values()]
+
+
 def _objection(path: Path, service: str, store: str) -> str:
     named = NAME.fullmatch(path.name)
     if named is None or named[2] is None:
@@ -295,7 +335,8 @@ def _objection(path: Path, service: str, store: str) -> str:
 
 def _dead(directory: Path, service: str, store: str | None) -> Iterator[Orphan]:
     names = [NAME.fullmatch(path.name) for path in listing(directory)]
-    for writer in sorted({name[1] for name in names if name}):
+    # In any order: where there are more than can be taken at once, each has its turn.
+    for writer in {name[1] for name in names if name}:
         who = who_wrote(directory, writer)
         if who is None or who.format > FORMAT:
             continue

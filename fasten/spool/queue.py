@@ -878,6 +878,16 @@ class Spool:
         for segment in self._segments():
             if segment.fd >= 0 and not is_at(segment.path, segment.fd):
                 self._rescue(journal, segment)
+            elif segment.fd < 0 and segment.acked_at is None:
+                self._miss(segment)
+
+    def _miss(self, segment: Segment) -> None:
+        """
+        Where a file is gone that was closed, write down what memory has of it.
+        """
+        if not segment.path.exists() and segment in self._closed:
+            self._closed.remove(segment)
+            self._mark_unwritten(segment.base)
 
     def _rescue(self, journal: Journal, segment: Segment) -> None:
         if not self._detach(segment):

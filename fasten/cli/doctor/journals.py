@@ -31,6 +31,7 @@ _REMOTE: Final = (
 )
 _LEAST_FREE: Final = 16 * 1024 * 1024
 _MOST_NAMED: Final = 5
+_LATE_S: Final = 60.0
 
 
 def check_spool(settings: Settings, host: Host) -> tuple[Path, list[Finding]]:
@@ -67,6 +68,7 @@ def _spool(settings: Settings, host: Host, directory: Path) -> Iterator[Finding]
         message = f"what waits in spool {directory} is not ours to look at"
         yield warn("spool", message, "run this as the service's user")
         return
+    yield from _waiting(settings, directory, host)
     yield from _left(settings, directory)
     yield from _put_aside(directory)
 
@@ -165,6 +167,31 @@ def _filesystem(path: Path, mounts: Path) -> str:
         if resolved.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), fields[2]
     return kind
+
+
+def _waiting(settings: Settings, directory: Path, host: Host) -> Iterator[Finding]:
+    dsn = settings.audit_dsn
+    waiting = spool.backlog(
+        directory,
+        service=settings.service_id,
+        store=dsn.fingerprint if dsn is not None else "",
+    )
+    if waiting is None:
+        return
+    age_s = max(0.0, host.clock_ns() / 1e9 - waiting.oldest_us / 1e6)
+    told = f"{waiting.rows} rows wait in the spool, the oldest for {_age(age_s)}"
+    if age_s < _LATE_S:
+        yield ok("backlog", told)
+    else:
+        cure = "see what keeps the store from taking rows; `fasten drain` delivers them"
+        yield warn("backlog", told, cure)
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _left(settings: Settings, directory: Path) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ venv: .venv/.stamp ## Build the virtual environment
 demo: venv ## Show fasten at work, in a minute
 	@$(RUN) examples/demo.py
 
-demo-fleet: venv ## Show it on several nodes over one Postgres
+demo-fleet: venv ## Show one request cross five processes over one Postgres
 	@$(RUN) examples/demo_fleet.py
 
 test: venv ## Run the tests on each Python there is (ARGS="tests/test_rows.py -x")

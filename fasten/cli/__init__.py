@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "hold": "sweep",
     "init-db": "initdb",
     "keygen": "sign",
+    "report": "report",
     "restored": "restored",
     "stats": "stats",
     "sweep": "sweep",

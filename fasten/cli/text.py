@@ -28,6 +28,7 @@ __all__ = [
     "paint",
     "plain",
     "render",
+    "sheet",
     "short_time",
     "terminal_safe",
     "text_line",
@@ -232,7 +233,9 @@ def render(
         case "json":
             return _array(rows)
         case "csv":
-            return _sheet(rows, _COLUMNS[stream])
+            return sheet(
+                ({**row, "fields": free_fields(row)} for row in rows), _COLUMNS[stream]
+            )
     raise ValueError(f"unknown output {output!r}; use one of {' '.join(OUTPUTS)}")
 
 
@@ -248,11 +251,13 @@ def _array(rows: Iterable[Row]) -> Iterator[str]:
     yield "]"
 
 
-def _sheet(rows: Iterable[Row], columns: tuple[str, ...]) -> Iterator[str]:
+def sheet(rows: Iterable[Row], columns: tuple[str, ...]) -> Iterator[str]:
+    """
+    Yield rows as CSV (RFC 4180) that no spreadsheet takes for formulas.
+    """
     yield ",".join(columns)
     for row in rows:
-        values = {**row, "fields": free_fields(row)}
-        yield _csv_line([_cell(values.get(name)) for name in columns])
+        yield _csv_line([_cell(row.get(name)) for name in columns])
 
 
 def _csv_line(cells: list[str]) -> str:

@@ -739,7 +739,7 @@ class Delivery:
         if not self.drainer.is_running:
             for orphan, _ in self.adopted:
                 orphan.release()
-            if self.lane.reached:
+            if self.has_store and self.lane.reached:
                 self.refill.keep(self.writer, self.spool)
             self.spool.close()
         return done

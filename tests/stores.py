@@ -234,6 +234,9 @@ class Kept:
                 connection.cursor().executemany(
                     f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows
                 )
+        # Whoever goes on here never saw what was there before.
+        for place in list(self.repository._seen):
+            self.repository.forget(*place)
 
     def _table(self, name: str) -> Any:
         return getattr(self.repository.tables, name)

@@ -234,7 +234,12 @@ class Kept:
                 connection.cursor().executemany(
                     f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows
                 )
-        # Whoever goes on here never saw what was there before.
+        self.forget()
+
+    def forget(self) -> None:
+        """
+        Go on as somebody who never saw what was there before.
+        """
         for place in list(self.repository._seen):
             self.repository.forget(*place)
 

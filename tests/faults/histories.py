@@ -232,9 +232,12 @@ def _stores(dsn: str) -> Iterator[list[Kept]]:
         kept.close()
 
 
-def _empty(kept: Kept) -> None:
-    kept.load({name: [] for name in TABLES if name != "meta"})
-    kept.sql("DELETE FROM audit_log_meta WHERE key NOT IN ('schema', 'min_writer')")
+def _empty(stores: Sequence[Kept]) -> None:
+    first = stores[0]
+    first.load({name: [] for name in TABLES if name != "meta"})
+    first.sql("DELETE FROM audit_log_meta WHERE key NOT IN ('schema', 'min_writer')")
+    for kept in stores:
+        kept.forget()
 
 
 # --- many of them ---------------------------------------------------------------------
@@ -247,7 +250,7 @@ def live_untouched(grounds: Grounds, *, trials: int = 5_000, store: str) -> Outc
     alarms, rows = list[str](), 0
     with _stores(grounds.dsn(store)) as stores:
         for seed in range(grounds.seed, grounds.seed + trials, AT_ONCE):
-            _empty(stores[0])
+            _empty(stores)
             histories = [
                 History(kept, f"n{1 + at % 2}", seed + at)
                 for at, kept in enumerate(stores[: grounds.seed + trials - seed])
@@ -282,6 +285,8 @@ def _live(histories: Sequence[History], grounds: Grounds) -> Iterator[Report]:
             for history in histories:
                 history.remember_heads()
             kept.load(content)
+            for history in histories:
+                history.kept.forget()
             for history in histories:
                 history.return_to_work()
         if number % 3 == 0 or number == ROUNDS - 1:

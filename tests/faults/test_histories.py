@@ -11,10 +11,6 @@ from tests.faults import histories
 from tests.faults.grounds import STORES, Grounds
 
 
-@pytest.mark.xfail(
-    reason="its emulated restores meet writers that notice a store that went back",
-    strict=False,
-)
 @pytest.mark.parametrize("store", STORES)
 def test_untouched_histories_never_alarm(store: str, grounds: Grounds) -> None:
     """

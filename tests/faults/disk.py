@@ -11,7 +11,7 @@ import random
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +138,9 @@ def damaged(grounds: Grounds, *, trials: int = 100) -> Outcome:
 def cut(grounds: Grounds, *, trials: int = 20) -> Outcome:
     """
     Cut the segments of the dead short: that something is lost is on record for each.
+
+    Only those that were allocated beforehand: a file that was written to its end may
+    end anywhere, and one that was cut is one that never was longer.
     """
     dsn, folder = _nowhere(grounds)
     acks = _harm(grounds, dsn, trials, _cut)
@@ -166,11 +169,23 @@ def _harm(
         before = set(grounds.spool.glob("*.seg"))
         with _plan(grounds, dsn, name=f"v{trial}", pause_s=0.001) as victim:
             victim.reaches(300)
+            while not (whole := _allocated(set(grounds.spool.glob("*.seg")) - before)):
+                victim.reaches(100)
             victim.kill()
             acks += victim.acks()
-        fresh = set(grounds.spool.glob("*.seg")) - before
-        harm(max(fresh, key=_written), dice)
+        harm(max(whole, key=_written), dice)
     return acks
+
+
+def _allocated(segments: Iterable[Path]) -> list[Path]:
+    """
+    Return the segments that are longer than what was written to them so far.
+    """
+    return [
+        path
+        for path in segments
+        if _written(path) > 10_000 and path.stat().st_size >= 4096 + _written(path)
+    ]
 
 
 def _written(path: Path) -> int:

@@ -17,14 +17,7 @@ from tests.faults.grounds import STORES, Grounds
         ("spool-odd-files", 1),
         ("spool-removed", 1),
         ("spool-damaged", 2),
-        pytest.param(
-            "spool-cut",
-            1,
-            marks=pytest.mark.xfail(
-                reason="a journal that is cut at its end may tell of no loss: issue 4",
-                strict=False,
-            ),
-        ),
+        ("spool-cut", 1),
         ("spool-ulimit", 1),
     ],
 )

@@ -55,7 +55,6 @@ FORK_S: Final = 0.5
 """How long a fork waits for SQLite to be at rest."""
 TEND_S: Final = 1.0
 PAUSE_S: Final = 0.00005
-SWEEP_ROWS: Final = 10_000
 SWEEP_FIRST_S: Final = 60.0
 CLOCK_SLACK_S: Final = 3_600.0
 _BESIDE: Final = ">"
@@ -615,6 +614,8 @@ class Delivery:
         """
         if dsn.path is not None and not Path(dsn.path).exists():
             return
+        from fasten.repository import SWEEP_ROWS
+
         settings = self._settings
         days: int = getattr(settings, f"{name}_retention_days")
         before_us = self._now_us() - days * 86_400_000_000

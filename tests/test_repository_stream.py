@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 import fasten
-from fasten import delivery, engine
+from fasten import delivery, engine, repository
 from fasten.repository import Database, StreamRepository, stream
 from fasten.rows import Query, format_timestamp
 from fasten.settings import parse_dsn
@@ -170,7 +170,7 @@ class TestDelivery:
         """
         Each after its own days, batch behind batch, while lines go on arriving.
         """
-        monkeypatch.setattr(delivery, "SWEEP_ROWS", 3)
+        monkeypatch.setattr(repository, "SWEEP_ROWS", 3)
         running = swept(store_dsn, sys_retention_days=30, api_retention_days=180)
         old = format_timestamp(time.time_ns() // 1000 - 31 * DAY_US)
         lines = running.delivery.stream_store("sys")

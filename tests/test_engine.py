@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import fasten
-from fasten import spool
+from fasten import delivery, spool
 from fasten.codes import Meta
 from tests.checker import faults, rows_of
 from tests.outside import run_python, wait_until
@@ -588,6 +588,45 @@ class TestLife:
         assert acked == [row["id"] for row in rows]
         assert {"n"} == {row["source_node_id"] for row in rows}
         assert [] == faults(rows)
+
+    def test_many_dead_processes_are_adopted_in_turn(
+        self, sqlite_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        Where they are more than may be open at once, each has its turn.
+        """
+        spool_dir = str(tmp_path / "spool")
+        done = run_python(
+            """
+            import os, sys, fasten
+            fasten.init(service_id="svc", node_id="n", audit_dsn=sys.argv[1],
+                        spool_dir=sys.argv[2], stdout="")
+            for n in range(9):
+                if (child := os.fork()) == 0:
+                    fasten.emit("USER_CREATED", f"u-{n}")
+                    os.kill(os.getpid(), 9)
+                os.waitpid(child, 0)
+            """,
+            sqlite_dsn,
+            spool_dir,
+        )
+        monkeypatch.setattr(delivery, "ADOPT_MOST", 2)
+        monkeypatch.setattr(delivery, "TEND_S", 0.01)
+        engine = start(sqlite_dsn, spool_dir=spool_dir)
+        most = 0
+
+        def is_done() -> bool:
+            nonlocal most
+            most = max(most, len(engine.delivery.adopted))
+            return fasten.stats()["replayed"] == 9
+
+        wait_until(is_done, 30)
+
+        assert "" == done.stderr
+        assert {f"u-{n}" for n in range(9)} == {
+            row["target"] for row in rows_of(sqlite_dsn)
+        }
+        assert 0 < most <= 2
 
     def test_a_forked_child_has_its_own_rows(self, store_dsn: str) -> None:
         """

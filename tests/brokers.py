@@ -8,16 +8,40 @@ Kafka is librdkafka's own mock cluster: real sockets and frames, in this process
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from tests.outside import require_binary, unavailable, wait_until
 
-__all__ = ["kafka", "mosquitto", "nats", "rabbitmq", "redis"]
+__all__ = [
+    "HOSTILE_IDS",
+    "is_minted",
+    "kafka",
+    "mosquitto",
+    "nats",
+    "rabbitmq",
+    "redis",
+]
+
+HOSTILE_IDS: Final = (
+    *(b"", b" a", b"a b", b"-a", b"evt-1", b"boot-svc-1", b"orphan-svc-1"),
+    *(b"a\x00b", b"\xff\xfe", "é".encode(), "\u202ea".encode(), b"\x1b[2Ja"),
+    *(b"a\r\nX-Other: b", b"a\n", b"{}", b"a" * 129, b"a" * 500_000),
+)
+"""What must not become a request id, whatever wire it comes over."""
+
+
+def is_minted(request_id: str) -> bool:
+    """
+    Tell whether an id is one that a shim made, in place of a bad one.
+    """
+    return re.fullmatch("[0-9a-f]{32}", request_id) is not None
 
 
 def _free_port() -> int:

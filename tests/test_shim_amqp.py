@@ -13,6 +13,7 @@ import pytest
 
 import fasten
 from fasten_shims import amqp
+from tests import brokers
 
 pytestmark = pytest.mark.xdist_group("rabbitmq")
 
@@ -138,6 +139,30 @@ class TestRoundTrip:
                     return ctx.request_id
 
         assert "theirs" == run(main())
+
+
+def test_hostile_ids_are_minted_over(rabbitmq_url):
+    """
+    Whatever a header holds, none becomes an id, and each message is handled.
+    """
+    short = [value for value in brokers.HOSTILE_IDS if len(value) < 100_000]
+    texts = [value.decode("latin-1") for value in short]
+    values = [*map(bytearray, short), *texts, 7, True, ["a"], {"a": "b"}]
+
+    async def main():
+        async with bound(rabbitmq_url, "#") as (exchange, queue):
+            found = []
+            for value in values:
+                await exchange.publish(message(headers={"x-request-id": value}), "a")
+                received = await queue.get(timeout=10)
+                with amqp.scope(received) as ctx:
+                    found.append(ctx.request_id)
+            return found
+
+    found = run(main())
+
+    assert len(values) == len(set(found))
+    assert [] == [rid for rid in found if not brokers.is_minted(rid)]
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,22 @@ def test_both_clients_read_each_other(address, producer, fasten_trail):
                 return ctx.request_id
 
     assert "req-4" == run(main())
+
+
+def test_hostile_ids_are_minted_over(producer, read):
+    """
+    Whatever bytes a header holds, none becomes an id, and each message is handled.
+    """
+    for value in brokers.HOSTILE_IDS:
+        producer.produce(
+            "hostile", b"\x00", headers=[("request_id", value)], partition=0
+        )
+    producer.produce("hostile", b"{}", headers=[("request_id", None)], partition=0)
+    producer.flush(20)
+    found = []
+    for message in read("hostile", len(brokers.HOSTILE_IDS) + 1):
+        with kafka.scope(message) as ctx:
+            found.append(ctx.request_id)
+
+    assert len(brokers.HOSTILE_IDS) + 1 == len(set(found))
+    assert [] == [rid for rid in found if not brokers.is_minted(rid)]

@@ -133,6 +133,32 @@ def test_what_a_handler_raises_leaves_dispatch(url):
     assert [error] == errors
 
 
+def test_hostile_ids_are_minted_over(url):
+    """
+    Whatever a header holds, none becomes an id, and each message is handled.
+    """
+    # On this wire a line end ends the header, and blanks around a value are not of it.
+    texts = [value.decode("latin-1") for value in brokers.HOSTILE_IDS]
+    values = [text for text in texts if text == text.strip() and "\n" not in text]
+
+    async def main():
+        async with connected(url) as (connection, _):
+            subscription = await connection.subscribe("work")
+            found = []
+            for value in values:
+                headers = {"X-Request-ID": value}
+                await connection.publish("work", b"\x00", headers=headers)
+                message = await subscription.next_msg(timeout=10)
+                with nats.scope(message) as ctx:
+                    found.append(ctx.request_id)
+            return found
+
+    found = run(main())
+
+    assert len(values) == len(set(found))
+    assert [] == [rid for rid in found if not brokers.is_minted(rid)]
+
+
 @pytest.mark.parametrize(
     ("wanted", "subject", "is_match"),
     [

@@ -6,8 +6,9 @@ The adapter of Django's ORM: each change of a recorded model has its row, bulk o
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from django.contrib.auth.models import Group, User  # noqa: E402
 from django.db import models, transaction  # noqa: E402
 from django.db.models import F, Value  # noqa: E402
 from django.db.models.functions import Concat  # noqa: E402
+from django.db.models.signals import pre_delete  # noqa: E402
 
 from fasten.codes import Meta  # noqa: E402
 from fasten.shim.django.orm import Record, install  # noqa: E402
@@ -292,6 +294,33 @@ class TestQuerysets:
         assert ["USER_CREATED", "USER_UPDATED", "USER_DELETED"] == [r[0] for r in rows]
         assert [50, 50, 50] == [row[2]["count"] for row in rows]
         assert [2, 2, 2] == [len(row[2]["sample"]) for row in rows]
+
+    @pytest.mark.parametrize("store_dsn", ["sqlite"], indirect=True)
+    def test_a_delete_holds_the_lock_before_it_reads(
+        self, using: str, recording: Recording, store_dsn: str
+    ) -> None:
+        """
+        On SQLite nobody gets between what a delete loads and what it deletes.
+        """
+        recording({Person: Record("USER", fields=["name"])})
+        Person.objects.using(using).bulk_create([Person(name="ann")])
+        said: list[str] = []
+
+        def write(**_: Any) -> None:
+            path = store_dsn.removeprefix("sqlite:///")
+            with closing(sqlite3.connect(path, timeout=0)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    said.append(str(error))
+
+        pre_delete.connect(write, sender=Person)
+        try:
+            Person.objects.using(using).all().delete()
+        finally:
+            pre_delete.disconnect(write, sender=Person)
+
+        assert ["database is locked"] == said
 
     @pytest.mark.slow
     def test_a_thousand(self, using: str, recording: Recording, store_dsn: str) -> None:

@@ -128,6 +128,8 @@ class _Recorder:
             transaction.atomic(using=using, savepoint=False),
             self._collecting() as all_,
         ):
+            # Heard by us, a delete loads what it would have deleted unseen.
+            _lock(_model_of(this), using)
             done = delete(*args, **kwargs)
             self._tell_deleted(all_)
         return done

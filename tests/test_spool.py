@@ -510,7 +510,9 @@ if sys.version_info >= (3, 12):
 
     @cache
     def journal_code() -> list[CodeType]:
-        codes = [f.__code__ for f in gc.get_objects() if isinstance(f, FunctionType)]
+        # By its type: others' lazy objects do things when asked what they are.
+        functions = [f for f in gc.get_objects() if type(f) is FunctionType]
+        codes = {function.__code__ for function in functions}
         return [code for code in codes if code.co_filename in SOURCES]
 
 else:

@@ -292,16 +292,15 @@ class TestErase:
         """
         They waited in a spool while the subject was erased.
         """
-        start()
+        running = start()
         emit()
-        fasten.close()
-        kept.sql("ALTER TABLE audit_log RENAME TO away")
-        start()
-        fasten.emit("USER_CREATED", "u-1", actor=CANARY, detail={"name": CANARY})
-        assert not fasten.flush(0.5)
-        assert _holding(tmp_path / "spool")
-        kept.sql("ALTER TABLE away RENAME TO audit_log")
-        entry, _ = kept.eraser.announce("actor", CANARY, ("actor", "detail"), "asked")
+        with running.delivery.drainer._delivering:
+            fasten.emit("USER_CREATED", "u-1", actor=CANARY, detail={"name": CANARY})
+            assert not fasten.flush(0.5)
+            assert _holding(tmp_path / "spool")
+            entry, _ = kept.eraser.announce(
+                "actor", CANARY, ("actor", "detail"), "asked"
+            )
         assert fasten.flush(20)
         _hurry()
         wait_until(lambda: not kept.eraser.lagging(entry.at_us), 10)

@@ -597,6 +597,8 @@ class Drainer:
                 busy_at = now
             elif self._is_closing:
                 self._take_leave()
+                # Whoever closes may have stopped waiting: what is open is ours.
+                self._safely(self._idle)
                 return
             elif not is_idle and now - busy_at >= self._idle_s:
                 self._safely(self._idle)

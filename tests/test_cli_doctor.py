@@ -13,6 +13,7 @@ import sqlite3
 import tempfile
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -453,7 +454,7 @@ class TestEvidence:
         """
         with fasten_on(sqlite_dsn):
             emit_sample()
-        with sqlite3.connect(tmp_path / "audit.db") as database:
+        with closing(sqlite3.connect(tmp_path / "audit.db")) as database, database:
             database.execute("DELETE FROM audit_log WHERE monotonic_seq = 3")
         done = doctor(sqlite_dsn, "--json")
 
@@ -605,7 +606,9 @@ class TestSpool:
         from tests.test_cli_follow import Feeder
 
         folder = tmp_path / "audit.db.spool"
-        row = Feeder(sqlite_dsn).row("bad")
+        feeder = Feeder(sqlite_dsn)
+        row = feeder.row("bad")
+        feeder.close()
         assert spool.quarantine(folder, "0" * 32, (1, tuple(row)), "it is poison")
         done = doctor(sqlite_dsn)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,10 @@ class TestStore:
         path, copy = tmp_path / "audit.db", tmp_path / "backup.db"
         feeder = Feeder(f"sqlite:///{path}")
         feeder.store(*(feeder.row(f"a-{n}") for n in range(5)))
-        with sqlite3.connect(path) as source, sqlite3.connect(copy) as target:
+        with (
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
             source.backup(target)
         lost = feeder.row("a-5")
         feeder.store(lost)

@@ -242,7 +242,7 @@ class Database:
             FileNotFoundError: there is no SQLite file yet; nothing is created.
         """
         self._require_file()
-        with self.readers.connect() as connection:
+        with self._lending() as readers, readers.connect() as connection:
             raw: Any = connection.connection.driver_connection
             try:
                 self._bind(raw, within_s)
@@ -260,15 +260,31 @@ class Database:
             FileNotFoundError: there is no SQLite file yet; nothing is created.
         """
         self._require_file()
-        proxy = self.readers.raw_connection()
-        raw: Any = proxy.driver_connection
+        with self._lending() as readers:
+            proxy = readers.raw_connection()
+            raw: Any = proxy.driver_connection
+            try:
+                self._bind(raw, within_s)
+                yield raw.cursor()
+            finally:
+                if self._is_lost(raw):
+                    proxy.invalidate()
+                proxy.close()
+
+    @contextmanager
+    def _lending(self) -> Iterator[Engine]:
+        """
+        Close what comes back to a pool that was released while it was lent.
+
+        `Engine.dispose` leaves that to the garbage collector, which warns of it.
+        """
+        readers = self.readers
+        pool = readers.pool
         try:
-            self._bind(raw, within_s)
-            yield raw.cursor()
+            yield readers
         finally:
-            if self._is_lost(raw):
-                proxy.invalidate()
-            proxy.close()
+            if readers.pool is not pool:
+                pool.dispose()
 
     def _bind(self, raw: Any, within_s: float | None) -> None:
         """

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ import attrs
 from fasten import spool
 from fasten.context import suppressed
 from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Rows, Ticket, Watchdog
-from fasten.errors import AuditStoreError, InvalidQuery
+from fasten.errors import AuditStoreError, InvalidQuery, MissingExtra
 from fasten.losses import Losses
 from fasten.outbox import Mover, Outbox, Sign
 from fasten.records import Author
@@ -30,7 +31,7 @@ from fasten.refill import Journal, Refill
 from fasten.rows import AUDIT_COLUMNS, WIRE_VERSION, Page, Pending, format_timestamp
 from fasten.settings import Dsn, Settings
 from fasten.streams import BoundedQueue
-from fasten.upkeep import Keeper, Upkeep
+from fasten.upkeep import Keeper, Upkeep, signers_of
 
 if TYPE_CHECKING:
     from fasten.repository import (
@@ -53,6 +54,8 @@ ADOPT_MOST: Final = 64
 IDLE_S: Final = 30.0
 FORK_S: Final = 0.5
 """How long a fork waits for SQLite to be at rest."""
+LOAD_S: Final = 10.0
+"""How long a fork waits for modules that are being loaded, once in a process."""
 TEND_S: Final = 1.0
 PAUSE_S: Final = 0.00005
 SWEEP_FIRST_S: Final = 60.0
@@ -103,6 +106,9 @@ class Delivery:
         self.queues: dict[str, BoundedQueue] = {}
         # Guards the first use of a store: the drainer's, or a reader's.
         self._opening = threading.Lock()
+        # Held while SQLAlchemy and drivers are loaded, and across a fork.
+        self._loading = threading.Lock()
+        self._is_loaded = self._is_load_kept = False
         self._databases: dict[str, Database] = {}
         self._repositories: dict[str, Any] = {}
         self._drainers: dict[str, Drainer] = {}
@@ -260,6 +266,7 @@ class Delivery:
             watchdog=Watchdog(lambda: self._abort(key), WATCHDOG_S),
             ticket_s=TICKET_S,
             suppress=suppressed,
+            begin=self._load,
             idle=lambda: self._release(key),
             idle_s=IDLE_S,
         )
@@ -304,10 +311,29 @@ class Delivery:
         """
         return self._repository(name)  # type: ignore[no-any-return]
 
+    def _load(self) -> None:
+        """
+        Load SQLAlchemy and the drivers, in whichever thread is the first to need them.
+
+        No fork falls into it: a child inherits the lock of a module that is half
+        loaded, and nobody who lets go of it; its own import would wait for ever.
+        """
+        if self._is_loaded:
+            return
+        settings = self._settings
+        with self._loading:
+            for dsn in (settings.audit_dsn, settings.sys_dsn, settings.api_dsn):
+                if dsn is not None:
+                    self._database(dsn).load()
+            with suppress(MissingExtra):  # told by who wants to sign
+                signers_of(settings)
+            self._is_loaded = True
+
     def _repository(self, name: str) -> Any:
         known = self._repositories.get(name)
         if known is not None:
             return known
+        self._load()
         from fasten.repository import AuditRepository, StreamRepository
 
         dsn = getattr(self._settings, f"{name}_dsn")
@@ -749,6 +775,7 @@ class Delivery:
         """
         Keep SQLite's locks out of the child; a store that hangs is not waited for.
         """
+        self._is_load_kept = self._loading.acquire(timeout=LOAD_S)
         deadline = time.monotonic() + FORK_S
         for drainer in self._of_files():
             drainer.before_fork(max(0.0, deadline - time.monotonic()))
@@ -757,6 +784,9 @@ class Delivery:
         """
         Go on.
         """
+        is_kept, self._is_load_kept = self._is_load_kept, False
+        if is_kept:
+            self._loading.release()
         for drainer in self._of_files():
             drainer.after_fork_in_parent()
 
@@ -769,6 +799,8 @@ class Delivery:
         Leave the parent's rows, files and connections to the parent.
         """
         self._opening = threading.Lock()
+        self._loading = threading.Lock()
+        self._is_load_kept = False
         self.spool.after_fork_in_child()
         self.losses.after_fork_in_child()
         self._first_index = self.spool.last_index

@@ -36,6 +36,8 @@ __all__ = [
 
 logger = logging.getLogger("fasten")
 
+REST_S: Final = 60.0
+"""How long a watchdog stays that nobody asks for."""
 BATCH_ROWS: Final = 500
 BACKLOG_ROWS: Final = 2000
 LINGER_S: Final = 0.002
@@ -367,8 +369,14 @@ class Watchdog:
         with self._condition:
             while True:
                 expires = self._expires
-                left = None if expires is None else expires - time.monotonic()
-                if left is None or left > 0:
+                if expires is None:
+                    # Between calls; one that is not needed any more goes.
+                    if not self._condition.wait(REST_S) and self._expires is None:
+                        self._thread = None
+                        return
+                    continue
+                left = expires - time.monotonic()
+                if left > 0:
                     self._condition.wait(left)
                     continue
                 self._expires = None
@@ -383,6 +391,7 @@ class Drainer:
     Nothing starts before the first `wake()`. *suppress* is entered for the life of
     the thread, so that what the stores log does not come back as new rows. *watchdog*
     bounds each call of a lane; one for tickets, whose callers wait, to *ticket_s*.
+    *begin* is called first of all in the thread.
     """
 
     def __init__(
@@ -396,6 +405,7 @@ class Drainer:
         linger_s: float = LINGER_S,
         batch_rows: int = BATCH_ROWS,
         clock: Callable[[], float] = time.monotonic,
+        begin: Callable[[], None] = lambda: None,
         idle: Callable[[], None] = lambda: None,
         idle_s: float = 30.0,
     ) -> None:
@@ -404,7 +414,7 @@ class Drainer:
         self._watchdog, self._suppress = watchdog, suppress
         self._ticket_s = ticket_s
         self._linger_s, self._batch_rows = linger_s, batch_rows
-        self._clock = clock
+        self._clock, self._begin = clock, begin
         self._idle, self._idle_s = idle, idle_s
         self._chores: list[Chore] = []
         self.farewell: Callable[[], None] = lambda: None
@@ -581,6 +591,7 @@ class Drainer:
         threading.current_thread().name = self.name
         try:
             with self._suppress():
+                self._safely(self._begin)
                 self._loop()
         finally:
             self.is_running = False

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fasten import drain
 from fasten.drain import (
     Backoff,
     Drainer,
@@ -21,6 +22,7 @@ from fasten.drain import (
     Ticket,
     Watchdog,
 )
+from tests.outside import wait_until
 
 
 class Waiting:
@@ -483,6 +485,22 @@ class TestWatchdog:
                     os._exit(0 if fired.wait(5) else 1)
 
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def test_its_thread_goes_and_comes_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        Engines that are closed leave no thread behind; a later call is watched.
+        """
+        monkeypatch.setattr(drain, "REST_S", 0.01)
+        fired = threading.Event()
+        watchdog = Watchdog(fired.set, 30)
+        with watchdog.guard():
+            pass
+
+        wait_until(lambda: watchdog._thread is None, 5)
+        with watchdog.guard(0.02):
+            assert fired.wait(5)
 
     def test_leaves_a_quick_call_alone(self) -> None:
         """

@@ -526,9 +526,13 @@ class TestReentry:
             dying.itself = dying  # type: ignore[attr-defined]
             acked.append(fasten.emit("USER_UPDATED", f"u-{n}"))
         del dying
-        gc.collect()
-        # Some may be dying in another thread's collection, which ours does not await.
-        wait_until(lambda: len(acked) == 1000)
+
+        def are_dead() -> bool:
+            # Beside another thread's collection ours does nothing: so, once more.
+            gc.collect()
+            return len(acked) == 1000
+
+        wait_until(are_dead)
         assert fasten.flush(20)
 
         rows = rows_of(sqlite_dsn)
@@ -627,6 +631,38 @@ class TestLife:
             row["target"] for row in rows_of(sqlite_dsn)
         }
         assert 0 < most <= 2
+
+    def test_no_fork_falls_into_an_import(self, sqlite_dsn: str) -> None:
+        """
+        A child that is forked as the thread loads SQLAlchemy delivers its rows.
+        """
+        done = run_python(
+            """
+            import importlib.abc, os, sys, threading
+            import fasten
+            reached = threading.Event()
+
+            class Slow(importlib.abc.MetaPathFinder):
+                def find_spec(self, name, path=None, target=None):
+                    # The thread is in the midst of an import: its lock is taken.
+                    if name == "sqlalchemy.engine" and not reached.is_set():
+                        reached.set()
+                        threading.Event().wait(0.3)
+
+            sys.meta_path.insert(0, Slow())
+            fasten.init(service_id="svc", node_id="n", audit_dsn=sys.argv[1], stdout="")
+            fasten.emit("USER_CREATED", "parent")
+            assert reached.wait(20)
+            if (child := os.fork()) == 0:
+                fasten.emit("USER_CREATED", "child")
+                os._exit(not fasten.close(20))
+            print(os.waitpid(child, 0)[1], fasten.close(20))
+            """,
+            sqlite_dsn,
+        )
+
+        assert (0, "0 True\n") == (done.returncode, done.stdout)
+        assert {"parent", "child"} == {row["target"] for row in rows_of(sqlite_dsn)}
 
     def test_a_forked_child_has_its_own_rows(self, store_dsn: str) -> None:
         """

@@ -73,6 +73,16 @@ class Database:
 
     # -- connections --
 
+    def load(self) -> None:
+        """
+        Load what connecting takes, and connect to nothing.
+        """
+        if self.is_postgres:
+            import psycopg  # noqa: F401  (loaded, not used)
+
+            import fasten.repository.patience  # noqa: F401
+        self.engine.dialect  # noqa: B018  (SQLAlchemy loads it with the engine)
+
     @property
     def engine(self) -> Engine:
         """

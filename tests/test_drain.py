@@ -494,7 +494,7 @@ class TestWatchdog:
         """
         monkeypatch.setattr(drain, "REST_S", 0.01)
         fired = threading.Event()
-        watchdog = Watchdog(fired.set, 30)
+        watchdog = Watchdog(fired.set, 0.5)
         with watchdog.guard():
             pass
 

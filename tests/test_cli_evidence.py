@@ -241,6 +241,26 @@ class TestKeygen:
         assert 0 == run("verify", "--dsn", dsn, *words).exit_code
         assert 1 == run("keygen", "-o", "key.pem", **KEY).exit_code
 
+    def test_a_variable_that_names_the_file_already(self):
+        """
+        The key is made even if the environment is ready for it.
+        """
+        env = {"FASTEN_SERVICE_ID": "api-server", "FASTEN_SIGNING_KEY": "./key.pem"}
+        done = run("keygen", "-o", "key.pem", **env)
+
+        assert 0 == done.exit_code, done.stderr
+
+    def test_who_may_not_read_the_key(self, dsn):
+        """
+        Rows are shown, and checked against a public key, without the secret one.
+        """
+        run("checkpoint", FASTEN_AUDIT_DSN=dsn, **KEY)
+        env = {"FASTEN_AUDIT_DSN": dsn, "FASTEN_SIGNING_KEY": "./not-mine.pem"}
+
+        assert 0 == run("tail", **env).exit_code
+        assert 0 == run("verify", "--key", VKEY, **env).exit_code
+        assert 2 == run("verify", **env).exit_code
+
     def test_a_key_of_somebody_else(self, dsn):
         """
         It is unverifiable, not ok.

@@ -173,9 +173,12 @@ def _restorer(before: dict[str, str | None]) -> Callable[[], None]:
     return restore
 
 
-def read_settings() -> Settings:
+def read_settings(*, with_key: bool = False) -> Settings:
     """
     Read the environment as a service would; its name may be missing.
+
+    The signing key is read by those that need it only: whoever looks at rows may not
+    be allowed to read it, and `keygen` makes the file that its variable names already.
 
     Raises:
         SettingsError: names every variable that is unusable.
@@ -183,8 +186,10 @@ def read_settings() -> Settings:
     overrides = {} if os.environ.get("FASTEN_SERVICE_ID") else _UNNAMED
     if os.environ.get("FASTEN_SERVICE_ID_FILE"):
         overrides = {}
+    unread = () if with_key else _KEY
+    given = {name: text for name, text in os.environ.items() if name not in unread}
     settings = Settings.from_env(
-        os.environ, overrides, hostname=socket.gethostname(), cwd=Path.cwd()
+        given, overrides, hostname=socket.gethostname(), cwd=Path.cwd()
     )
     for warning in settings.warnings:
         say(f"warning: {warning}")
@@ -192,6 +197,7 @@ def read_settings() -> Settings:
 
 
 _UNNAMED: Final = {"service_id": "fasten"}
+_KEY: Final = ("FASTEN_SIGNING_KEY", "FASTEN_SIGNING_KEY_FILE")
 
 
 # --- output ---------------------------------------------------------------------------

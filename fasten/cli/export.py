@@ -69,7 +69,7 @@ def export(
     from fasten.repository.exporting import Export, decode_positions
     from fasten.repository.snapshot import snapshot
 
-    settings = read_settings()
+    settings = read_settings(with_key=True)
     place = audit_dsn(dsn, settings)
     query = Query.parse("audit", given, now_us=time.time_ns() // 1000)
     positions = decode_positions(cursor) if cursor else {}

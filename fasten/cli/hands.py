@@ -49,7 +49,7 @@ def opened(dsn: str | None, *, is_of_service: bool = True) -> Iterator[Custody]:
     Raises:
         WrongUsage: there is none, or nothing says which service this is.
     """
-    settings = read_settings()
+    settings = read_settings(with_key=True)
     names = ("FASTEN_SERVICE_ID", "FASTEN_SERVICE_ID_FILE")
     if is_of_service and not any(os.environ.get(name) for name in names):
         raise WrongUsage(

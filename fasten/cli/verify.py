@@ -91,7 +91,7 @@ def verify(
     """
     if file is not None and dsn is not None:
         raise WrongUsage("FILE is verified, or the store at --dsn: give one")
-    settings = read_settings()
+    settings = read_settings(with_key=not keys)
     given: dict[str, Any] = {
         "given": [note for path in checkpoints for note in notes_in(path)],
         "verifiers": _verifiers(keys, settings),

@@ -259,6 +259,7 @@ class Engine:
         """
         Make a row of fasten's own, in `Pending` order.
         """
+        self.registry.ensure()  # an operator's command has had no `init`
         ns = self._clock_ns()
         row = own_row(
             self.registry.entries[code],

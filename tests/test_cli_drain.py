@@ -19,8 +19,8 @@ from fasten import chain, spool
 from fasten.spool import files
 from tests.backups import Backup
 from tests.checker import rows_of
-from tests.cli_runs import fasten_on, run
-from tests.faults.oracle import faults_of, verify_code
+from tests.cli_runs import fasten_on, run, run_program
+from tests.faults.oracle import faults_of, told, verify_code
 from tests.ledger import SEED
 
 DYING = """
@@ -73,6 +73,20 @@ class TestDrain:
         assert "delivered 0 rows in all\n" == second.stdout
         assert left == ids_in(store_dsn)
         assert [] == faults_of(rows_of(store_dsn))
+
+    def test_damage_is_put_on_record(self, left: list[str], store_dsn: str) -> None:
+        """
+        A row that a damaged journal lost is told by the program, and all others go.
+        """
+        (segment,) = Path("spool").glob("*.seg")
+        data = bytearray(segment.read_bytes())
+        data[data.index(left[7].encode())] ^= 1
+        segment.write_bytes(data)
+        done = run_program("drain", "--timeout", "20s")
+
+        assert (0, "") == (done.returncode, done.stderr)
+        assert left[:7] + left[8:] == ids_in(store_dsn)
+        assert (1, 0) == told(rows_of(store_dsn))
 
     def test_into_another_store(
         self, left: list[str], store_dsn: str, tmp_path: Path

@@ -18,7 +18,7 @@ from fasten.spool.files import read_ack
 from tests.checker import rows_of
 from tests.outside import ROOT
 
-__all__ = ["inherit", "unsettled"]
+__all__ = ["deliver", "inherit", "unsettled"]
 
 
 def inherit(
@@ -54,7 +54,13 @@ def unsettled(directory: Path | str, own: str = "") -> set[str]:
     return {writer for writer, ack in accounts.items() if not (ack and ack.is_done)}
 
 
-def _inherit(dsn: str, directory: str, timeout: float, rows: int) -> None:
+def deliver(dsn: str, directory: str, timeout: float = 60.0, rows: int = 0) -> None:
+    """
+    Be the next process of the service, as `inherit` says.
+
+    Raises:
+        RuntimeError: something is left.
+    """
     import fasten
     from tests.faults.victim import settings_of
 
@@ -71,10 +77,10 @@ def _inherit(dsn: str, directory: str, timeout: float, rows: int) -> None:
             raise RuntimeError(f"{sorted(left)} left; {fasten.health()}")
         # Who was still dying while the engine looked is found when it looks again.
         delivery.adopt_soon()
-        pause.wait(0.2)
+        pause.wait(0.05)
     if not fasten.close(30):
         raise RuntimeError("the heir could not deliver its own rows")
 
 
 if __name__ == "__main__":
-    _inherit(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+    deliver(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Short forms of the experiments in `forks`, `times`, `back` and `soak`.
+Short forms of the experiments in `forks`, `crew`, `times`, `back` and `soak`.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.faults import back, forks, soak, times
+from tests.faults import back, crew, forks, soak, times
 from tests.faults.grounds import STORES, Grounds
 
 
@@ -16,6 +16,15 @@ def test_forks(grounds: Grounds) -> None:
     Children forked while threads emit store their own rows, and none hangs.
     """
     outcome = forks.fork(grounds, store="postgres", trials=2)
+
+    assert outcome.holds, outcome.line()
+
+
+def test_workers(grounds: Grounds) -> None:
+    """
+    Workers share nothing and keep little: a connection each while busy, none idle.
+    """
+    outcome = crew.workers(grounds, trials=100, crew=8, idle_s=0.5)
 
     assert outcome.holds, outcome.line()
 

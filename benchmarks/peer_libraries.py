@@ -53,7 +53,7 @@ class Peer:
 
     def settle(self) -> None:
         """
-        Return when all that was recorded is in the store.
+        Return when all that was recorded is in the store; more may follow.
         """
 
     def targets(self) -> Iterable[str]:
@@ -353,7 +353,10 @@ class _Rows(logging.handlers.BufferingHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(500)
-        self._path = path
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False
+        )
+        self._connection.execute("PRAGMA journal_mode = WAL")
 
     def flush(self) -> None:
         """
@@ -362,12 +365,10 @@ class _Rows(logging.handlers.BufferingHandler):
         names = ("created", "levelname", "msg", "target", "actor", "detail")
         rows = [tuple(getattr(r, name) for name in names) for r in self.buffer]
         self.buffer.clear()
-        connection = sqlite3.connect(self._path, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", rows)
-        connection.execute("COMMIT")
-        connection.close()
+        run = self._connection
+        run.execute("BEGIN IMMEDIATE")
+        run.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", rows)
+        run.execute("COMMIT")
 
 
 class StdlibQueue(_InTable):
@@ -378,6 +379,7 @@ class StdlibQueue(_InTable):
     package = "python"
     keeps = "neither"
     sql = "SELECT target FROM log"
+    indexed: ClassVar[tuple[str, ...]] = ()
 
     def open(self) -> None:
         """
@@ -385,6 +387,8 @@ class StdlibQueue(_InTable):
         """
         connection = sqlite3.connect(self.path)
         connection.execute("CREATE TABLE log (at, level, code, target, actor, detail)")
+        for name in self.indexed:
+            connection.execute(f"CREATE INDEX log_{name} ON log ({name})")
         connection.close()
         lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._listener = logging.handlers.QueueListener(lines, _Rows(self.path))
@@ -404,11 +408,21 @@ class StdlibQueue(_InTable):
 
     def settle(self) -> None:
         """
-        Stop the listener: it empties the queue first.
+        Stop the listener, which empties the queue first, and start it again.
         """
         self._listener.stop()
         for handler in self._listener.handlers:
             handler.flush()
+        self._listener.start()
+
+
+class IndexedQueue(StdlibQueue):
+    """
+    The same with indexes on what an audit log is asked for: when, on what, by whom.
+    """
+
+    keeps = "indexed"
+    indexed = ("at", "target", "actor")
 
 
 class Auditchain(_InTable):
@@ -443,6 +457,7 @@ PEERS: dict[str, type[Peer]] = {
     "rust-py-audit": RustPyAudit,
     "rust-py-audit, fsync": RustPyAuditSynced,
     "QueueListener to SQLite": StdlibQueue,
+    "the same, indexed": IndexedQueue,
     "airlog": Airlog,
     "django-auditlog": DjangoAuditlog,
     "firm-audit": FirmAudit,

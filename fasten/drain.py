@@ -681,7 +681,7 @@ class Drainer:
             # A full batch costs the store far less than the same rows in ten.
             time.sleep(self._linger_s)
         # A long backlog goes out in larger pieces: what a commit costs is shared.
-        most = max(self._batch_rows, min(depth // 4, BACKLOG_ROWS))
+        most = max(self._batch_rows, min(depth, BACKLOG_ROWS))
         return lane.source.take(most)
 
     def _settle(self, lane: Lane, batch: Batch, result: Any) -> None:

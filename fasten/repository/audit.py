@@ -5,10 +5,11 @@ Audit rows: appended under the node's lock, numbered, sealed; and read.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Final
 
 import attrs
@@ -453,13 +454,8 @@ class AuditRepository:
         """
         Yield what inserts a piece: COPY on Postgres, one prepared INSERT on SQLite.
         """
-        sql = self._statement("insert").sql
         if not self.database.is_postgres:
-
-            def insert(part: list[tuple[Any, ...]]) -> None:
-                connection.exec_driver_sql(sql, part)
-
-            yield insert
+            yield partial(self._insert, connection, _most_rows(connection))
             return
         cursor = connection.connection.cursor()
         table = self.tables.audit
@@ -468,6 +464,22 @@ class AuditRepository:
         with cursor.copy(f"COPY {target} ({names}) FROM STDIN") as copy:
             yield lambda part: copy.write(_copy_text(part))
         cursor.close()
+
+    def _insert(
+        self, connection: Connection, most: int, part: list[tuple[Any, ...]]
+    ) -> None:
+        """
+        Insert a piece on SQLite: a whole one by one statement.
+
+        sqlite3 gives up the interpreter for each step of a statement; row by row, it
+        would wait for each row's turn beside a busy thread.
+        """
+        sql = self._statement("insert").sql
+        if len(part) == most:
+            flat = tuple(itertools.chain.from_iterable(part))
+            connection.exec_driver_sql(_many(sql, most), flat)
+        else:
+            connection.exec_driver_sql(sql, part)
 
     def _advance(
         self,
@@ -697,6 +709,30 @@ def _ahead_ms(rows: Iterable[Any]) -> int:
         if row[0][4:14] > stamp:
             worst = max(worst, ulid_ms(row[0]) - ms)
     return worst
+
+
+def _most_rows(connection: Connection) -> int:
+    """
+    Return how many rows one INSERT of SQLite takes, no more than a piece.
+    """
+    import sqlite3
+
+    raw: Any = connection.connection.driver_connection
+    most: int = raw.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+    return min(PIECE_ROWS, most // len(AUDIT_COLUMNS))
+
+
+@cache
+def _many(sql: str, rows: int) -> str:
+    """
+    Make an INSERT of one row one of *rows*.
+
+    A failure may leave some of them, as what fails is rolled back: SQLite need not
+    keep a copy of each page for that.
+    """
+    head, values, marks = sql.partition(" VALUES ")
+    head = head.replace("INSERT INTO", "INSERT OR FAIL INTO", 1)
+    return head + values + ", ".join([marks] * rows)
 
 
 _COPY_ESCAPES: Final = str.maketrans(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-`fasten init-db --outbox`: the SQL is shown, and what it makes is enough.
+`fasten init-db`, `--outbox` and `--stream`: its SQL is shown, and is enough.
 """
 
 from __future__ import annotations
@@ -78,6 +78,36 @@ class TestPrinted:
         assert 2 == done.exit_code
         assert "--outbox" in done.stderr
         assert not Path("a.db").exists()
+
+
+class TestStreams:
+    def test_its_own_database(self) -> None:
+        """
+        The table of a stream is shown as its variable says; another's is not.
+        """
+        env = {
+            "FASTEN_AUDIT_DSN": "postgres://o@db/app",
+            "FASTEN_SYS_DSN": "postgres://o@logs/app?table=lines",
+        }
+        done = run("--stream", "sys", "--print-sql", **env)
+
+        assert 0 == done.exit_code
+        assert "CREATE TABLE IF NOT EXISTS lines (" in done.stdout
+        assert "GRANT SELECT, INSERT, DELETE ON lines TO fasten_app;" in done.stdout
+        assert "audit_log" not in done.stdout
+        assert 2 == run("--stream", "api", "--print-sql", **env).exit_code
+        assert 2 == run("--stream", "sys", "--outbox", **env).exit_code
+
+    def test_made(self, sqlite_dsn: str) -> None:
+        """
+        It makes the table, and is content to find it.
+        """
+        words = ("--stream", "api", "--dsn", sqlite_dsn)
+
+        assert [0, 0] == [run(*words).exit_code, run(*words).exit_code]
+        with closing(sqlite3.connect(path_of(sqlite_dsn))) as connection:
+            found = connection.execute("SELECT name FROM sqlite_schema").fetchall()
+        assert ("api_log",) in found
 
 
 class TestRun:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 import fasten
 from fasten.chain import COMMITTED_FIELDS
-from fasten.repository.roles import init_sql, trigger_statements
-from fasten.rows import canonical_json
+from fasten.repository.roles import init_sql, stream_sql, trigger_statements
+from fasten.repository.stream import StreamRepository
+from fasten.rows import Query, canonical_json
 from fasten.settings import parse_dsn
 from tests.cli_runs import run
 from tests.ledger import SEED
@@ -79,6 +80,42 @@ def refused(kept: Kept, *statements: str) -> list[str]:
             continue
         done.append(statement)
     return done
+
+
+class TestStreams:
+    @pytest.mark.parametrize("stream", ["sys", "api"])
+    def test_its_rows_come_and_go(self, postgres_dsn, roles, stream):
+        """
+        A service inserts, reads and sweeps the rows of its streams, and owns nothing.
+        """
+        with psycopg.connect(postgres_dsn, autocommit=True) as owner:
+            place = parse_dsn(postgres_dsn, cwd=Path.cwd(), table=f"{stream}_log")
+            owner.execute(stream_sql(place, stream))
+            owner.execute(stream_sql(place, stream))  # it may be run again
+        mine = parse_dsn(roles("fasten_app"), cwd=Path.cwd(), table=f"{stream}_log")
+        repository = StreamRepository(mine, stream)
+        row = {"shape": stream, "timestamp": "2026-01-01T00:00:00Z", "service_id": "s"}
+        repository.append([row, row])
+        page = repository.query(Query.parse(stream, {}, now_us=0))
+        swept = repository.sweep(2**52)
+        repository.database.release()
+
+        assert 2 == len(page.rows)
+        assert 2 == swept
+
+    def test_a_right_is_missing(self, postgres_dsn, roles):
+        """
+        It is named by doctor before the first row is refused.
+        """
+        place = parse_dsn(postgres_dsn, cwd=Path.cwd(), table="sys_log")
+        with psycopg.connect(postgres_dsn, autocommit=True) as owner:
+            owner.execute(stream_sql(place, "sys"))
+            owner.execute("REVOKE DELETE ON sys_log FROM fasten_app")
+        env = {"FASTEN_SERVICE_ID": "svc", "FASTEN_SYS_DSN": roles("fasten_app")}
+        done = run("doctor", **env)
+
+        assert 1 == done.exit_code
+        assert "lacks DELETE ON sys_log" in done.stdout
 
 
 class TestApp:

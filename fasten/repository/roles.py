@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from fasten.chain import COMMITTED_FIELDS, RECORD_CODES
 from fasten.repository.insertion import dialect_of
 from fasten.repository.schema import SCHEMA
-from fasten.repository.tables import Tables, audit_tables
+from fasten.repository.tables import Tables, audit_tables, stream_table
 from fasten.rows import AUDIT_COLUMNS
 from fasten.settings import Dsn
 
@@ -29,7 +29,9 @@ __all__ = [
     "has_function",
     "init_sql",
     "missing_rights",
+    "missing_stream_rights",
     "owner_of",
+    "stream_sql",
     "table_statements",
     "trigger_statements",
 ]
@@ -118,6 +120,16 @@ def missing_rights(connection: Connection, dsn: Dsn) -> list[str]:
     return missing
 
 
+def missing_stream_rights(connection: Connection, dsn: Dsn, stream: str) -> list[str]:
+    """
+    Return what a service's role may not do to a sys or api table, and should.
+    """
+    table = stream_table(dsn, stream)
+    name = dialect_of("postgresql").identifier_preparer.format_table(table)
+    rights = [right.strip() for right in _STREAM_RIGHTS.split(",")]
+    return [f"{each} ON {name}" for each in rights if not _may(connection, each, name)]
+
+
 def _may(connection: Connection, right: str, table: str) -> bool:
     verb, _, column = right.partition(" ")
     if column:
@@ -142,21 +154,46 @@ def init_sql(dsn: Dsn) -> str:
     return "\n".join(f"{statement.strip()}\n" for statement in statements)
 
 
+def stream_sql(dsn: Dsn, stream: str) -> str:
+    """
+    Return what the owner runs to set the table of a sys or api stream up.
+
+    A service inserts its rows and deletes those that have expired.
+    """
+    table = stream_table(dsn, stream)
+    statements = list(_made(table, dsn))
+    if dsn.backend == "postgresql":
+        name = dialect_of(dsn.backend).identifier_preparer.format_table(table)
+        numbers = f"pg_get_serial_sequence('{name}', 'position')"
+        grant = f"format('GRANT USAGE ON SEQUENCE %s TO fasten_app', {numbers})"
+        statements = [
+            *(_roles(dsn), *statements, *_owned(name)),
+            f"GRANT {_STREAM_RIGHTS} ON {name} TO fasten_app;",
+            f"DO $$ BEGIN EXECUTE {grant}; END $$;",
+        ]
+    return "\n".join(f"{statement.strip()}\n" for statement in statements)
+
+
 def table_statements(dsn: Dsn) -> Iterator[str]:
     """
     Yield what makes the tables and says which schema they are of.
     """
     dialect = dialect_of(dsn.backend)
     for table in _all(audit_tables(dsn)):
-        made = sa.schema.CreateTable(table, if_not_exists=True)
-        yield f"{str(made.compile(dialect=dialect)).strip()};"
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            made_index = sa.schema.CreateIndex(index, if_not_exists=True)
-            yield f"{made_index.compile(dialect=dialect)};"
+        yield from _made(table, dsn)
     meta = dialect.identifier_preparer.format_table(audit_tables(dsn).meta)
     values = ", ".join(f"('{key}', '{SCHEMA}')" for key in ("schema", "min_writer"))
     into = f"INSERT INTO {meta} (key, value)"
     yield f"{into} VALUES {values} ON CONFLICT (key) DO NOTHING;"
+
+
+def _made(table: sa.Table, dsn: Dsn) -> Iterator[str]:
+    dialect = dialect_of(dsn.backend)
+    made = sa.schema.CreateTable(table, if_not_exists=True)
+    yield f"{str(made.compile(dialect=dialect)).strip()};"
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        made_index = sa.schema.CreateIndex(index, if_not_exists=True)
+        yield f"{made_index.compile(dialect=dialect)};"
 
 
 def trigger_statements(dsn: Dsn) -> list[str]:
@@ -261,6 +298,9 @@ _RIGHTS: Final = (
     ("SELECT", ("erasure",)),
 )
 """What the role of a service may do; functions do the rest."""
+
+_STREAM_RIGHTS: Final = "SELECT, INSERT, DELETE"
+"""The same, to the table of a sys or api stream."""
 
 
 def _owned(table: str) -> list[str]:

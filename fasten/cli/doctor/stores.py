@@ -248,18 +248,32 @@ def check_streams(settings: Settings, host: Host, directory: Path) -> list[Findi
         if dsn is None:
             in_memory.append(stream)
             continue
-        found = Store(dsn, stream)
-        problem = _attempt(found, found.repository.schema.ensure)
-        found.close()
-        place = f"({dsn.display})"
-        if problem is None:
-            findings.append(ok(f"{stream} store", f"{stream} store reachable {place}"))
-        else:
-            message = f"{stream} store not reachable {place}: {problem}"
-            findings.append(fail(f"{stream} store", message))
+        findings.append(_stream(dsn, stream))
     return findings + (
         _rings(in_memory, _workers(host, directory)) if in_memory else []
     )
+
+
+def _stream(dsn: Dsn, stream: str) -> Finding:
+    found, check, place = Store(dsn, stream), f"{stream} store", f"({dsn.display})"
+    problem = _attempt(found, found.repository.schema.ensure)
+    missing = [] if problem else found.read(lambda: _stream_rights(found))
+    found.close()
+    if problem is not None:
+        return fail(check, f"{stream} store not reachable {place}: {problem}")
+    if missing:
+        message = f"the role of the {stream} store {place} lacks {'; '.join(missing)}"
+        return fail(check, message, f"as the owner: GRANT {missing[0]} TO it")
+    return ok(check, f"{stream} store reachable {place}")
+
+
+def _stream_rights(found: Store) -> list[str]:
+    if found.dsn.path is not None:
+        return []  # SQLite has no roles
+    from fasten.repository.roles import missing_stream_rights
+
+    with found.database.reading() as connection:
+        return missing_stream_rights(connection, found.dsn, found.stream)
 
 
 def _rings(in_memory: list[str], workers: int) -> list[Finding]:

@@ -7,8 +7,17 @@ Which answer a request gets is for `routes`; how it travels, for `asgi` and `wsg
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
@@ -26,6 +35,7 @@ __all__ = [
     "Response",
     "document",
     "lines",
+    "pieces",
     "problem",
 ]
 
@@ -210,3 +220,24 @@ def _chunks(first: Listing, rest: Iterator[Listing]) -> Iterator[bytes]:
 
 def _chunk(page: Listing) -> bytes:
     return _encoded("".join(f"{json_line(row)}\n" for row in page.rows))
+
+
+_END: Final = object()
+
+
+async def pieces(
+    body: Iterator[bytes],
+    in_a_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+) -> AsyncGenerator[bytes, None]:
+    """
+    Yield what *body* yields, each asked for in a thread: it reads from a store.
+    """
+    try:
+        while (piece := await in_a_thread(next, body, _END)) is not _END:
+            yield piece
+    finally:
+        close = getattr(body, "close", None)
+        if close is not None:
+            # Cancelled while a thread reads on: the generator ends with it.
+            with suppress(ValueError):
+                close()

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import (
-    AsyncGenerator,
     Awaitable,
     Callable,
     Iterable,
     Iterator,
     MutableMapping,
 )
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from fasten.engine import Engine
 from fasten.reader import wsgi
-from fasten.reader.answers import Response
+from fasten.reader.answers import Response, pieces
 from fasten.reader.auth import Auth
 from fasten.reader.routes import Headers, Reader
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-__all__ = ["Router", "pieces"]
+__all__ = ["Router"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -143,27 +142,6 @@ class Router:
 
 def _body(piece: bytes, *, more_body: bool = False) -> Message:
     return {"type": "http.response.body", "body": piece, "more_body": more_body}
-
-
-_END: Final = object()
-
-
-async def pieces(
-    body: Iterator[bytes],
-    in_a_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
-) -> AsyncGenerator[bytes, None]:
-    """
-    Yield what *body* yields, each asked for in a thread: it reads from a store.
-    """
-    try:
-        while (piece := await in_a_thread(next, body, _END)) is not _END:
-            yield piece
-    finally:
-        close = getattr(body, "close", None)
-        if close is not None:
-            # Cancelled while a thread reads on: the generator ends with it.
-            with suppress(ValueError):
-                close()
 
 
 def below_mount(scope: Scope) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fasten.reader.asgi import pieces
+from fasten.reader.answers import pieces
 from fasten.reader.routes import Reader
 
 __all__ = ["answer"]

@@ -8,7 +8,7 @@ see `fasten_shims.pytest`.
 
 from __future__ import annotations
 
-from fasten.testing.running import Capture, Clock, capture
-from fasten.testing.trail import Trail
+from fasten.testing.running import Capture, capture
+from fasten.testing.trail import Clock, Trail
 
 __all__ = ["Capture", "Clock", "Trail", "capture"]

@@ -14,7 +14,6 @@ import socket
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import timedelta
 from functools import wraps
 from itertools import count
 from pathlib import Path
@@ -29,39 +28,12 @@ from fasten.engine import Engine
 from fasten.rows import AUDIT_COLUMNS
 from fasten.settings import Settings
 from fasten.streams import Draft, Row, Stream
-from fasten.testing.trail import Trail
+from fasten.testing.trail import Clock, Trail
 
-__all__ = ["Capture", "Clock", "capture"]
-
-START_NS: Final = 1_776_861_296_000_000_000
-"""2026-04-22T12:34:56Z: when a captured test starts."""
+__all__ = ["Capture", "capture"]
 
 DEFAULTS: Final = {"FASTEN_SERVICE_ID": "test", "FASTEN_NODE_ID": "test"}
 """What a captured test finds in its environment, unless it sets it itself."""
-
-
-class Clock:
-    """
-    A clock that stands still until it is told to move.
-
-    *now_ns* is nanoseconds since 1970.
-    """
-
-    def __init__(self, start_ns: int = START_NS) -> None:
-        self.now_ns = start_ns
-
-    def __call__(self) -> int:
-        """
-        Return nanoseconds since 1970.
-        """
-        return self.now_ns
-
-    def advance(self, by: float | timedelta) -> None:
-        """
-        Move the clock *by* so many seconds; back, if that is negative.
-        """
-        seconds = by.total_seconds() if isinstance(by, timedelta) else by
-        self.now_ns += round(seconds * 1_000_000_000)
 
 
 # --- an engine that stores nothing ------------------------------------------------

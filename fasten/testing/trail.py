@@ -12,17 +12,14 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import Enum
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
 from fasten import codes, context, processors
 from fasten.rows import AUDIT_COLUMNS, SHORT_FORMS, Query, ulid_stamp
 from fasten.streams import Draft, finished
 
-if TYPE_CHECKING:
-    from fasten.testing.running import Clock
-
-__all__ = ["Trail"]
+__all__ = ["Clock", "Trail"]
 
 Row = dict[str, Any]
 """A row in wire form."""
@@ -30,6 +27,34 @@ Row = dict[str, Any]
 _NEAREST: Final = 5
 _REPORTED: Final = 50
 _DETAIL_CHARS: Final = 200
+
+
+START_NS: Final = 1_776_861_296_000_000_000
+"""2026-04-22T12:34:56Z: when a captured test starts."""
+
+
+class Clock:
+    """
+    A clock that stands still until it is told to move.
+
+    *now_ns* is nanoseconds since 1970.
+    """
+
+    def __init__(self, start_ns: int = START_NS) -> None:
+        self.now_ns = start_ns
+
+    def __call__(self) -> int:
+        """
+        Return nanoseconds since 1970.
+        """
+        return self.now_ns
+
+    def advance(self, by: float | timedelta) -> None:
+        """
+        Move the clock *by* so many seconds; back, if that is negative.
+        """
+        seconds = by.total_seconds() if isinstance(by, timedelta) else by
+        self.now_ns += round(seconds * 1_000_000_000)
 
 
 class Trail:

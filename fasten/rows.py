@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from enum import Enum
 from itertools import product
 from json.encoder import encode_basestring
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import attrs
 
@@ -27,6 +27,7 @@ __all__ = [
     "ALL_TENANTS",
     "API_COLUMNS",
     "AUDIT_COLUMNS",
+    "END",
     "FILTERS",
     "MAX_LIMIT",
     "SHORT_FORMS",
@@ -487,6 +488,9 @@ class ApiRow:
 Stream = Literal["audit", "sys", "api"]
 """The three streams."""
 
+ReadingOrder = Literal["asc", "desc", "stored"]
+"""Oldest or newest first; or as a store took its audit rows, late ones last."""
+
 SEAL_COLUMNS: Final = ("canonical_form_id", "prev_hash", "hash", "salt", "commitment")
 
 FILTERS: Final[Mapping[str, Sequence[str]]] = {
@@ -511,6 +515,8 @@ _CHOICES: Final = {
 _INTEGERS: Final = ("monotonic_seq", "status")
 _TIMES: Final = ("timestamp", "stored_at", "shipped_at")
 MAX_LIMIT: Final = 1000
+END: Final = "end"
+"""The cursor behind every row that is stored now, in the order `stored`."""
 _MAX_VALUE: Final = 4096
 
 
@@ -542,7 +548,7 @@ class Query:
     limit: int = 100
     offset: int = 0
     cursor: str | None = None
-    order: Literal["asc", "desc"] = "desc"
+    order: ReadingOrder = "desc"
     count: bool = False
     q: str | None = None
     scope: str | Everyone | None = ALL_TENANTS
@@ -577,7 +583,17 @@ class Query:
                 filters[key] = _filter_value(stream, key, value)
             else:
                 values.update(_bound(stream, name, value, now_us))
+        if "cursor" in values and values["order"] != "stored":
+            decode_cursor(stream, values["cursor"])
         return cls(stream=stream, filters=filters, scope=scope, **values)  # type: ignore[arg-type]
+
+    def is_last(self, page: Page) -> bool:
+        """
+        Tell whether there is nothing behind *page*, for now.
+        """
+        if self.order == "stored":
+            return len(page.rows) < self.limit
+        return page.next in (None, self.cursor)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """
@@ -602,6 +618,7 @@ class Page:
     """
     One page of a query; *next* is the cursor of the following one, or None.
 
+    In the order `stored` there is always one: rows that are stored later follow.
     *completeness* is `store`, `ring` (this process only) or `store-degraded`.
     """
 
@@ -693,21 +710,25 @@ def _bound(stream: str, name: str, value: object, now_us: int) -> dict[str, Any]
         case "offset":
             return {"offset": _integer(name, value, 0, 2**31 - 1)}
         case "cursor":
-            decode_cursor(stream, str(value))
             return {"cursor": str(value)}
-        case "order" if value in ("asc", "desc"):
+        case "order" if value in _orders(stream):
             return {"order": value}
         case "count" if str(value).lower() in ("true", "false"):
             return {"count": str(value).lower() == "true"}
         case "q" if stream == "sys":
             return {"q": _filter_value(stream, "q", value)}
         case "order" | "count":
-            allowed = "asc or desc" if name == "order" else "true or false"
+            choices = _orders(stream) if name == "order" else ("true", "false")
+            allowed = " or ".join(choices)
             raise InvalidQuery(f"{name} {_shown(value)} is not {allowed}", name)
     known = [*FILTERS[stream], *_BOUNDS]
     near = get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known are {' '.join(known)}"
     raise InvalidQuery(f"unknown parameter {_shown(name)}{hint}", name)
+
+
+def _orders(stream: str) -> tuple[str, ...]:
+    return get_args(ReadingOrder) if stream == "audit" else ("asc", "desc")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:

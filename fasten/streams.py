@@ -484,8 +484,14 @@ class Ring:
         Return one page of what is still here, in the order of recording.
 
         Raises:
-            InvalidQuery: the cursor is not one of a ring's.
+            InvalidQuery: the cursor is not one of a ring's, or the order a store's.
         """
+        if query.order == "stored":
+            raise InvalidQuery(
+                "order=stored is for rows of a store, and this is the ring of one "
+                "process: set FASTEN_AUDIT_DSN, or use asc or desc",
+                "order",
+            )
         after = None if query.cursor is None else _position(query)
         is_desc = query.order == "desc"
         entries = self._entries()

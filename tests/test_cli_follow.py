@@ -10,13 +10,15 @@ import os
 import signal
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 import fasten
-from fasten.reader import router
+from fasten.reader import Principal, Router, bearer, router
 from fasten.repository import AuditRepository, Writer
 from fasten.rows import Pending, UlidMinter
 from fasten.settings import parse_dsn
@@ -28,9 +30,11 @@ from tests.cli_runs import (
     served,
 )
 from tests.outside import wait_until
+from tests.servers import asgi_thread, free_port
 
 TOKEN = "s3cret-token"
 ENV = {"FASTEN_READER_TOKEN": TOKEN}
+CODE = ("--code", "JOB_COMPLETED")
 
 
 def targets(lines: list[str]) -> list[str]:
@@ -38,6 +42,10 @@ def targets(lines: list[str]) -> list[str]:
     Return the targets of the page's lines.
     """
     return [line.partition("target=")[2] for line in lines]
+
+
+def _reader(router: Router) -> Starlette:
+    return Starlette(routes=[Mount("/api/v1/logs", router)])
 
 
 class Feeder:
@@ -298,10 +306,9 @@ class TestReader:
             fasten.emit("JOB_COMPLETED", "first")
             assert fasten.flush(20)
             feeder = Feeder(store_dsn, "host-02")
-            words = ("--code", "JOB_COMPLETED")
             with (
                 served(mounted(router().wsgi)) as address,
-                following("--url", address, *words, env=ENV) as tail,
+                following("--url", address, *CODE, env=ENV) as tail,
             ):
                 tail.wait_for(1)
                 feeder.store(*(feeder.row(f"j-{n}") for n in range(1_200)))
@@ -316,6 +323,116 @@ class TestReader:
         assert {"first", "late", "now", "then"} | {f"j-{n}" for n in range(1_200)} == (
             set(found)
         )
+
+    def test_no_row_is_too_late(self, store_dsn):
+        """
+        Rows of years ago, of nodes that were never seen, in more than a page: all met.
+        """
+        years_s = 3 * 365 * 86_400
+        with fasten_on(store_dsn, reader_token=TOKEN):
+            fasten.emit("JOB_COMPLETED", "first")
+            assert fasten.flush(20)
+            nodes = [Feeder(store_dsn, f"host-{n}") for n in range(3)]
+            with (
+                asgi_thread(_reader(router())) as address,
+                following("--url", address, *CODE, env=ENV) as tail,
+            ):
+                tail.wait_for(1)
+                for place, node in enumerate(nodes):
+                    late = range(700) if place == 1 else range(3)
+                    node.store(*(node.row(f"{place}/{n}", years_s) for n in late))
+                found = targets(tail.wait_for(707))
+            for node in nodes:
+                node.close()
+
+        assert ["first"] == found[:1]
+        assert {
+            f"{p}/{n}" for p, m in ((0, 3), (1, 700), (2, 3)) for n in range(m)
+        } == (set(found[1:]))
+        assert 707 == len(found)
+
+    def test_a_server_that_restarts_over_its_store(self, store_dsn):
+        """
+        What is stored while nobody answers, late rows too, is met once it is back.
+        """
+        port = free_port()
+        with (
+            fasten_on(store_dsn, reader_token=TOKEN),
+            closing(Feeder(store_dsn, "host-02")) as feeder,
+            ExitStack() as first,
+        ):
+            feeder.store(feeder.row("before"))
+            address = first.enter_context(served(mounted(router().wsgi), port))
+            with following("--url", address, *CODE, env=ENV) as tail:
+                tail.wait_for(1)
+                first.close()
+                tail.wait_until_said("waiting: ")
+                feeder.store(feeder.row("late", age_s=9 * 86_400), feeder.row("now"))
+                with served(mounted(router().wsgi), port):
+                    tail.wait_for(3)
+                    feeder.store(feeder.row("later", age_s=9 * 86_400))
+                    found = targets(tail.wait_for(4))
+
+        assert ["before", "late", "now", "later"] == found
+
+    def test_a_tenant_follows_its_own(self, sqlite_dsn):
+        """
+        Late rows of others, in pages full of them, hide nothing and are not shown.
+        """
+        auth = bearer({TOKEN: Principal("ann", "acme")})
+        with fasten_on(sqlite_dsn):
+            fasten.emit("JOB_COMPLETED", "first", tenant_id="acme")
+            assert fasten.flush(20)
+            with (
+                asgi_thread(_reader(router(auth))) as address,
+                following("--url", address, *CODE, env=ENV) as tail,
+            ):
+                tail.wait_for(1)
+                for number in range(1_500):
+                    tenant = "acme" if number == 1_400 else "other"
+                    fasten.emit("JOB_COMPLETED", f"{number}", tenant_id=tenant)
+                found = targets(tail.wait_for(2))
+
+        assert ["first", "1400"] == found
+
+    def test_a_store_that_is_restored(self, tmp_path):
+        """
+        A reader whose store is replaced by its backup tells what comes after that.
+        """
+        path, copy = tmp_path / "audit.db", tmp_path / "backup.db"
+        feeder = Feeder(f"sqlite:///{path}")
+        feeder.store(*(feeder.row(f"a-{n}") for n in range(5)))
+        with (
+            closing(sqlite3.connect(path)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        feeder.store(*(feeder.row(f"lost-{n}") for n in range(5)))
+        feeder.close()
+        settings = {
+            "service_id": "api-server",
+            "stdout": "",
+            "audit_dsn": f"sqlite:///{path}",
+            "reader_token": TOKEN,
+        }
+        fasten.init(**settings)
+        with (
+            asgi_thread(_reader(router())) as address,
+            following("--url", address, *CODE, env=ENV) as tail,
+        ):
+            tail.wait_for(10)
+            fasten.close()
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            copy.rename(path)
+            with closing(Feeder(f"sqlite:///{path}")) as again:
+                again.store(again.row("b-0"))
+                fasten.init(**settings)
+                tail.wait_for(11)
+                again.store(again.row("b-1", age_s=9 * 86_400))
+                lines = tail.wait_for(12)
+
+        assert ["b-0", "b-1"] == targets(lines)[10:]
 
     @pytest.mark.parametrize("stream", ["audit", "sys", "api"])
     def test_rows_in_memory(self, stream):

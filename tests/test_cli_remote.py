@@ -6,13 +6,14 @@ The CLI asking a reader over HTTP, and what it says when there is none.
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import pytest
 
 import fasten
 from fasten.cli.source import reader_url
-from fasten.reader import Principal, router
+from fasten.reader import ALL_TENANTS, Principal, router
 from tests.cli_runs import (
     emit_sample,
     fasten_on,
@@ -134,12 +135,52 @@ class TestReading:
 
     def test_stats_of_a_reader(self, shop):
         """
-        A reader counts audit rows.
+        The three streams are counted, and which process has two of them is told.
         """
-        done = run("stats", "--url", shop, "--token", TOKEN, "--by", "outcome")
+        words = ("stats", "--url", shop, "--token", TOKEN, "--by", "outcome")
+        done, told = run(*words), json.loads(run(*words, "-o", "json").stdout)
 
         assert 0 == done.exit_code
         assert "1  failure" in done.stdout
+        assert (2, 1) == (told["sys"]["rows"], told["api"]["rows"])
+        assert told["sys"]["oldest"] < told["sys"]["newest"]
+        assert f"sys rows are those in the memory of host-01/{os.getpid()}" in (
+            done.stderr
+        )
+
+    def test_stats_of_more_than_a_page(self, sqlite_dsn, tmp_path):
+        """
+        Durable log lines are counted to the last one, within the window.
+        """
+        sys_dsn = f"sqlite:///{tmp_path}/sys.db"
+        with fasten_on(sqlite_dsn, sys_dsn=sys_dsn, reader_token=TOKEN):
+            for number in range(2_100):
+                fasten.log.info("line", n=number)
+            assert fasten.flush(20)
+            with served(mounted(router().wsgi)) as address:
+                words = ("stats", "--url", address, "--token", TOKEN, "-o", "json")
+                every = json.loads(run(*words).stdout)
+                none = json.loads(run(*words, "--until", "2020-01-01").stdout)
+
+        assert (2_100, 0) == (every["sys"]["rows"], none["sys"]["rows"])
+
+    def test_stats_of_what_one_may_see(self, sqlite_dsn):
+        """
+        A stream outside one's scopes is named on stderr; nothing at all is exit 1.
+        """
+        auth = {
+            "some": Principal("ann", ALL_TENANTS, scopes={"sys"}),
+            "none": Principal("bob", ALL_TENANTS, scopes=frozenset()),
+        }
+        with fasten_on(sqlite_dsn):
+            fasten.log.info("line")
+            with served(mounted(router(auth).wsgi)) as address:
+                words = ("stats", "--url", address, "--token")
+                done, nothing = run(*words, "some"), run(*words, "none")
+
+        assert (0, 1) == (done.exit_code, nothing.exit_code)
+        assert done.stdout.startswith("sys             1 rows")
+        assert "refuses audit to this token" in done.stderr
 
     def test_on_a_terminal(self, shop):
         """

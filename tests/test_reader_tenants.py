@@ -253,6 +253,28 @@ class TestNobodySeesAnother:
             assert own * (3 if route == "/correlate" else 1) == len(found)
             assert {row["tenant_id"] for row in found} <= {principal.tenant}
 
+    def test_what_is_stored_next_is_ones_own(self, opened):
+        """
+        Read as they were stored, in pages of others' rows: each own row, once.
+        """
+        if json.loads(ask(opened, OPERATOR, "/audit")[1])["completeness"] == "ring":
+            status, body = ask(opened, OPERATOR, "/audit", order="stored")
+
+            assert (400, "order") == (status, json.loads(body)["parameter"])
+            return
+        for token, principal in PRINCIPALS.items():
+            found, cursor, is_last = [], {}, False
+            while not is_last:
+                given = {"order": "stored", "limit": 1, "code": "USER_CREATED"}
+                page = json.loads(ask(opened, token, "/audit", **given, **cursor)[1])
+                found += page["rows"]
+                cursor = {"cursor": page["next"]}
+                is_last = not page["rows"]
+            own = NUMBER if principal.tenant in TENANTS else 0
+
+            assert own == len({row["id"] for row in found}) == len(found)
+            assert {row["tenant_id"] for row in found} <= {principal.tenant}
+
     def test_reads_are_recorded_with_the_tenant(self, opened):
         """
         A tenant sees that it read; what an operator asked is no tenant's.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,7 +23,7 @@ from fasten import codes
 from fasten.cli.command import say
 from fasten.codes import ActorKind, Outcome, RetentionClass, Severity
 from fasten.errors import FastenError
-from fasten.rows import FILTERS, SHORT_FORMS
+from fasten.rows import FILTERS, SHORT_FORMS, ReadingOrder
 
 __all__ = [
     "ALL",
@@ -185,8 +185,9 @@ _PAGE: Final = (
     click.option("--cursor", metavar="TEXT", help="Go on where a page ended."),
     click.option(
         "--order",
-        type=click.Choice(["asc", "desc"]),
-        help="Page from the oldest or the newest row, and print in that order.",
+        type=click.Choice(get_args(ReadingOrder)),
+        help="Page from the oldest or the newest row, or as they were stored: late "
+        "ones last.",
     ),
     click.option("--count", is_flag=True, help="Print how many rows there are, only."),
     click.option("--q", metavar="TEXT", help="Text anywhere in a line.  [sys]"),

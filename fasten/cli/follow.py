@@ -3,17 +3,16 @@
 Following a stream: what is new since the last look, each row once.
 
 Stores number their audit rows in the order in which they came, so a row that waited
-in a spool for an hour is new when it arrives. Where only pages can be had, from a
-reader or of rows without a number, what was seen is compared instead.
+in a spool for an hour is new when it arrives. Of rows without a number, those of
+a ring and of sys and api, what was seen is compared instead.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -23,19 +22,14 @@ from fasten.cli.source import (
     Reader,
     Source,
     Store,
-    all_rows,
     first_rows,
 )
 from fasten.cli.text import Row, json_text
 from fasten.errors import AuditStoreError
-from fasten.rows import Query, encode_cursor
-
-if TYPE_CHECKING:
-    from fasten.repository import AuditRepository
+from fasten.rows import END, MAX_LIMIT, Query
 
 __all__ = ["follow"]
 
-_DAY_US: Final = 86_400_000_000
 _REMEMBERED: Final = 100_000
 
 
@@ -114,11 +108,54 @@ def _start(
 def _follower(source: Source, query: Query) -> Follower:
     if query.stream != "audit":
         return PagesFollower(source, query)
-    if isinstance(source, Store):
-        return StoreFollower(source, query)
     page = source.page(attrs.evolve(query, limit=1))
     is_ring = page.completeness == "ring"
-    return (PagesFollower if is_ring else ReaderFollower)(source, query)
+    return (PagesFollower if is_ring else StoredFollower)(source, query)
+
+
+# --- audit rows of a store ----------------------------------------------------------
+
+
+class StoredFollower:
+    """
+    Follows audit rows in the order in which their store took them: none can hide.
+    """
+
+    def __init__(self, source: Source, query: Query) -> None:
+        self._source, self._query = source, query
+        self._seen = _Seen()
+        self._cursor: str | None = None
+
+    def start(self, number: int) -> list[Row]:
+        """
+        Return the newest *number* rows, oldest first.
+        """
+        # Its end first: a row stored in between is met twice, never missed.
+        end = attrs.evolve(self._query, order="stored", cursor=END)
+        self._cursor = self._source.page(end).next
+        rows, _ = first_rows(self._source, self._query, number)
+        return self._seen.fresh(rows[::-1])
+
+    def look(self) -> list[Row]:
+        """
+        Return the rows stored since the last look.
+        """
+        asked = attrs.evolve(self._query, order="stored", limit=MAX_LIMIT)
+        asked = attrs.evolve(asked, cursor=self._cursor)
+        rows: list[Row] = []
+        while True:
+            page = self._source.page(asked)
+            rows += page.rows
+            asked = attrs.evolve(asked, cursor=page.next or asked.cursor)
+            if asked.is_last(page):
+                break
+        # Only now: a look that fails half-way is done again as a whole.
+        self._cursor = asked.cursor
+        return self._seen.fresh(sorted(rows, key=_id))
+
+
+def _id(row: Row) -> str:
+    return str(row["id"])
 
 
 class _Seen:
@@ -135,140 +172,13 @@ class _Seen:
         """
         found = []
         for row in rows:
-            id_ = str(row["id"])
+            id_ = _id(row)
             if id_ not in self._ids:
                 found.append(row)
             self._ids[id_] = None
         while len(self._ids) > _REMEMBERED:
             self._ids.popitem(last=False)
         return found
-
-
-# --- audit rows of a store ----------------------------------------------------------
-
-
-class StoreFollower:
-    """
-    Follows the numbers that a store gives its audit rows: no row can hide.
-    """
-
-    def __init__(
-        self, store: Store, query: Query, now: Callable[[], int] = time.time_ns
-    ) -> None:
-        self._store, self._query = store, query
-        self._repository: AuditRepository = store.repository  # type: ignore[assignment]
-        self._positions: dict[tuple[str, str], int] = {}
-        self._seen = _Seen()
-        self._day_ago_us = now() // 1000 - _DAY_US
-        self._stored_at = ""
-        self._is_restored = False
-
-    def start(self, number: int) -> list[Row]:
-        """
-        Return the newest *number* rows, oldest first.
-        """
-        # Positions first: a row stored in between is met twice, never missed.
-        self._positions = self._store.read(self._repository.positions)
-        rows, _ = first_rows(self._store, self._query, number)
-        self._stored_at = _newest_store_time(rows)
-        return self._seen.fresh(rows[::-1])
-
-    def look(self) -> list[Row]:
-        """
-        Return the rows stored since the last look.
-        """
-        return self._seen.fresh(self._store.read(self._new))
-
-    def _new(self) -> list[Row]:
-        query = self._query
-        ends = self._repository.positions()
-        for place, position in self._positions.items():
-            if ends.get(place, 0) < position:
-                # The store went back: another file, or a restored backup. What it
-                # numbers now is new, what it had before this command is not.
-                self._positions[place] = 0
-                self._is_restored = True
-        if self._is_restored:
-            since_us = max(self._day_ago_us, query.since_us or 0)
-            query = attrs.evolve(query, since_us=since_us)
-        rows, self._positions = self._repository.follow(self._positions, query)
-        return [row for row in map(self._store.wire, rows) if self._is_new(row)]
-
-    def _is_new(self, row: Row) -> bool:
-        if not self._is_restored:
-            return True
-        return str(row.get("stored_at")) > self._stored_at
-
-
-def _newest_store_time(rows: list[Row]) -> str:
-    return max([str(row.get("stored_at") or "") for row in rows], default="")
-
-
-# --- audit rows of a reader ---------------------------------------------------------
-
-
-class ReaderFollower:
-    """
-    Follows audit rows by their ids, and counts them, so that late ones are noticed.
-
-    A late row has an older id than what was printed. When there are more rows than
-    were met, those born up to a day before the start are looked through for it.
-    """
-
-    def __init__(
-        self, source: Source, query: Query, now: Callable[[], int] = time.time_ns
-    ) -> None:
-        self._source, self._query = source, query
-        day_ago = now() // 1000 - _DAY_US
-        self._window = attrs.evolve(query, since_us=max(day_ago, query.since_us or 0))
-        self._seen = _Seen()
-        self._last = ""
-        self._stored_at = ""
-        self._known = 0
-
-    def start(self, number: int) -> list[Row]:
-        """
-        Return the newest *number* rows, oldest first.
-        """
-        self._known = self._count()
-        rows, _ = first_rows(self._source, self._query, number)
-        self._note(rows)
-        return self._seen.fresh(rows[::-1])
-
-    def look(self) -> list[Row]:
-        """
-        Return the rows that came since the last look, late ones last.
-        """
-        # Counted first: what comes in between is met below, before it is counted.
-        total = self._count()
-        fresh = self._seen.fresh(self._behind_last())
-        self._known += len(fresh)
-        if total > self._known:
-            late = self._seen.fresh(self._late())
-            fresh += late
-            self._known = max(total, self._known + len(late))
-        self._note(fresh)
-        return fresh
-
-    def _count(self) -> int:
-        page = self._source.page(attrs.evolve(self._window, limit=1, count=True))
-        return page.total or 0
-
-    def _behind_last(self) -> list[Row]:
-        if not self._last:
-            return list(all_rows(self._source, attrs.evolve(self._window, order="asc")))
-        cursor = encode_cursor("audit", self._last)
-        query = attrs.evolve(self._query, order="asc", cursor=cursor)
-        return list(all_rows(self._source, query))
-
-    def _late(self) -> list[Row]:
-        window = attrs.evolve(self._window, order="asc")
-        rows = all_rows(self._source, window)
-        return [r for r in rows if str(r.get("stored_at") or "") > self._stored_at]
-
-    def _note(self, rows: list[Row]) -> None:
-        self._last = max([self._last, *(str(row["id"]) for row in rows)])
-        self._stored_at = self._stored_at or _newest_store_time(rows)
 
 
 # --- rows without a number ----------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import attrs
 import click
@@ -38,7 +38,7 @@ from fasten.cli.places import (
 from fasten.cli.source import NoStoreYet, Reader, Source, all_rows, first_rows
 from fasten.cli.text import OUTPUTS, Row, render
 from fasten.cli.timeline import in_order, timeline
-from fasten.rows import Query
+from fasten.rows import Query, ReadingOrder
 
 __all__ = ["tail", "trace"]
 
@@ -74,7 +74,7 @@ def tail(
     dsn: str | None,
     url: str | None,
     token: str | None,
-    order: Literal["asc", "desc"] | None,
+    order: ReadingOrder | None,
     **given: Any,
 ) -> None:
     """
@@ -132,7 +132,7 @@ def _print_for_ever(source: Source, query: Query, number: int, output: str) -> N
 
 
 def _rows(
-    source: Source, query: Query, limit: int, order: Literal["asc", "desc"] | None
+    source: Source, query: Query, limit: int, order: ReadingOrder | None
 ) -> Iterable[Row]:
     if limit == ALL:
         if isinstance(source, Reader) and query.stream != "audit":
@@ -143,7 +143,7 @@ def _rows(
         return all_rows(source, attrs.evolve(query, order=order or "asc"))
     rows, behind = first_rows(source, query, limit)
     if behind is not None and order is not None:
-        say(f"there are more: --order {order} --cursor {behind}")
+        say(f"go on from here: --order {order} --cursor {behind}")
     elif behind is not None and limit == DEFAULT_LIMIT:
         say(f"these are the newest {limit} rows; -n all prints all")
     return rows if order else rows[::-1]

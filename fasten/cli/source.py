@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NoStoreYet",
+    "OutOfScope",
     "Reader",
     "Source",
     "Store",
@@ -44,6 +45,12 @@ _T = TypeVar("_T")
 class NoStoreYet(AuditStoreError):
     """
     There is no such file or table: nothing was recorded so far, or not there.
+    """
+
+
+class OutOfScope(Failure):
+    """
+    The reader knows who asks, and does not show this stream to them.
     """
 
 
@@ -81,9 +88,10 @@ def first_rows(
     rows: list[Row] = []
     while True:
         wanted = min(MAX_LIMIT, number - len(rows))
-        page = source.page(attrs.evolve(query, limit=wanted))
+        asked = attrs.evolve(query, limit=wanted)
+        page = source.page(asked)
         rows += page.rows
-        if page.next is None or len(rows) >= number or not page.rows:
+        if len(rows) >= number or asked.is_last(page):
             return rows, page.next
         query = attrs.evolve(query, cursor=page.next, offset=0)
 
@@ -96,7 +104,7 @@ def all_rows(source: Source, query: Query) -> Iterator[Row]:
     while True:
         page = source.page(query)
         yield from page.rows
-        if page.next is None or not page.rows:
+        if query.is_last(page):
             return
         query = attrs.evolve(query, cursor=page.next, offset=0)
 
@@ -327,7 +335,7 @@ class Reader:
                 )
                 raise Failure(f"the reader asks who you are: {cure}{said}")
             case 403:
-                raise Failure(f"the reader refuses {self.route} to this token{said}")
+                raise OutOfScope(f"the reader refuses {self.route} to this token{said}")
             case 404:
                 raise NoAnswer(
                     f"there is no reader at {self.url}; --url is where it is mounted, "

@@ -14,10 +14,10 @@ import attrs
 import click
 
 from fasten import codes
-from fasten.cli.command import Command, write
+from fasten.cli.command import Command, say, write
 from fasten.cli.filters import load_codes, output_option, window_options
 from fasten.cli.places import STREAMS, open_source, open_stores, place_options
-from fasten.cli.source import NoStoreYet, Source
+from fasten.cli.source import NoStoreYet, OutOfScope, Reader, Source, all_rows
 from fasten.cli.text import json_text, short_time, terminal_safe
 from fasten.codes import ActorKind, Outcome, RetentionClass, Severity
 from fasten.rows import Query
@@ -60,9 +60,15 @@ def stats(
     for stream, source in _counted_sources(dsn, url, token).items():
         with closing(source):
             query = Query.parse(stream, window, now_us=now_us)
-            told[stream] = _extent(source, query)
+            try:
+                told[stream] = _extent(source, query)
+            except OutOfScope as error:
+                say(error.message)
+                continue
             if stream == "audit":
                 told["by"] = {by: _counted(source, query, by.replace("-", "_"))}
+    if not told.keys() & set(STREAMS):
+        raise OutOfScope("the reader shows no stream to this token")
     write([json_text(told)] if output == "json" else _table(told))
 
 
@@ -71,14 +77,17 @@ def _counted_sources(
 ) -> dict[str, Source]:
     if url is None:
         return {**open_stores(dsn, token)}
-    # Readers count audit rows only.
-    return {"audit": open_source("audit", dsn=dsn, url=url, token=token)}
+    return {
+        stream: open_source(stream, dsn=dsn, url=url, token=token) for stream in STREAMS
+    }
 
 
 def _extent(source: Source, query: Query) -> dict[str, Any]:
     """
     Return how many rows there are, and when the first and the last one was.
     """
+    if isinstance(source, Reader) and query.stream != "audit":
+        return _leafed(source, query)
     try:
         newest = source.page(attrs.evolve(query, limit=1, count=True))
     except NoStoreYet:
@@ -89,6 +98,20 @@ def _extent(source: Source, query: Query) -> dict[str, Any]:
         for page in (oldest, newest)
     ]
     return {"rows": newest.total, "oldest": times[0], "newest": times[1]}
+
+
+def _leafed(reader: Reader, query: Query) -> dict[str, Any]:
+    """
+    Return what `_extent` does for a stream that a reader does not count: page by page.
+    """
+    number, newest, oldest = 0, None, None
+    for row in all_rows(reader, query):
+        number += 1
+        oldest = row.get("timestamp")
+        newest = newest or oldest
+    if reader.source is not None:
+        say(f"{query.stream} rows are those in the memory of {reader.source}")
+    return {"rows": number, "oldest": oldest, "newest": newest}
 
 
 def _counted(source: Source, query: Query, name: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from fasten.codes import ActorKind, Method, Outcome, RetentionClass, Severity
 from fasten.reader.answers import JSON, NDJSON, PROBLEM
@@ -18,6 +18,7 @@ from fasten.rows import (
     MAX_LIMIT,
     SHORT_FORMS,
     SYS_COLUMNS,
+    ReadingOrder,
 )
 
 __all__ = ["document"]
@@ -59,12 +60,12 @@ _BOUNDS: Final[Mapping[str, tuple[str, Schema]]] = {
         {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0},
     ),
     "cursor": (
-        "The `next` of the page before.",
-        {"type": "string", "maxLength": 1024, "pattern": "^[A-Za-z0-9_-]+$"},
+        "The `next` of the page before; or with order=stored `end`: what comes now.",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
     ),
     "order": (
-        "Newest first, or oldest first.",
-        {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+        "Newest or oldest first; or as a store took them, with a `next` in any case.",
+        {"type": "string", "enum": [*get_args(ReadingOrder)], "default": "desc"},
     ),
     "count": (
         "Whether to count what matches; costs a scan.",

@@ -225,7 +225,7 @@ def _paged(request: _Request, query: Query) -> Iterator[Listing]:
     while True:
         page = request.engine.answer(query)
         yield _listing(request, query, page)
-        if page.next is None:
+        if query.is_last(page):
             return
         query = attrs.evolve(query, cursor=page.next, offset=0, count=False)
 

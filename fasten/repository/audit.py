@@ -21,6 +21,7 @@ from fasten import chain
 from fasten.codes import registry
 from fasten.context import current_request_id, sentinel
 from fasten.records import FASTEN, Author, own_row
+from fasten.repository.arrivals import Arrivals
 from fasten.repository.database import Database, SchemaProblem
 from fasten.repository.erasures import Erasure, Erasures
 from fasten.repository.holds import Holds, covered
@@ -550,7 +551,11 @@ class AuditRepository:
     def query(self, query: Query) -> Page:
         """
         Return one page of rows, by id: the order in which they were emitted.
+
+        In the order `stored`, by number: a row that waited in a spool comes last.
         """
+        if query.order == "stored":
+            return Arrivals(self.tables, self.database, self._reader).page(query)
         return self._reader.page(query)
 
     @cached_property
@@ -559,31 +564,16 @@ class AuditRepository:
 
     def positions(self) -> dict[tuple[str, str], int]:
         """
-        Return the highest number of each (service, node): where a follower starts.
+        Return the highest number of each (service, node).
         """
-        node = self.tables.node
-        with self.database.reading() as connection:
-            found = connection.execute(
-                sa.select(node.c.service_id, node.c.source_node_id, node.c.seq)
-            ).all()
-        return {(row[0], row[1]): row[2] for row in found}
+        return Arrivals(self.tables, self.database, self._reader).ends(None)
 
-    def follow(
-        self, positions: Mapping[tuple[str, str], int], query: Query
-    ) -> tuple[list[AuditRow], dict[tuple[str, str], int]]:
+    def newest(self, place: tuple[str, str], end: int, number: int) -> list[AuditRow]:
         """
-        Return rows stored after *positions*, and the positions after them.
-
-        Pages by number, not by time: a row that was spooled for an hour is new too.
+        Return the *number* rows of a (service, node) up to *end*, oldest first.
         """
-        ends = self.positions()
-        rows: list[AuditRow] = []
-        for place, end in ends.items():
-            if end > positions.get(place, 0):
-                start = positions.get(place, 0)
-                rows += self._reader.between(place, start, end, query)
-        rows.sort(key=lambda row: row.id)
-        return rows, {**positions, **ends}
+        query = Query(limit=number)
+        return self._reader.between(place, max(0, end - number), end, query)
 
     # -- statements --
 

@@ -71,17 +71,39 @@ class AuditReader:
         return Page(rows=rows, next=after, total=total[0][0] if total else None)
 
     def between(
-        self, place: tuple[str, str], after: int, until: int, query: Query
+        self,
+        place: tuple[str, str],
+        after: int,
+        until: int,
+        query: Query,
+        *,
+        stored_from_us: int = 0,
     ) -> list[AuditRow]:
         """
         Return the rows of a (service, node) numbered above *after*, up to *until*.
+
+        Of those *limit* rows of *query*, stored at *stored_from_us* or later.
         """
-        given = {"p_service": place[0], "p_node": place[1]}
-        numbers = {"p_after": after, "p_until_seq": until}
-        with self._database.cursor() as cursor:
-            values = {**self._values(cursor, query), **given, **numbers}
+        given = {
+            "p_service": place[0],
+            "p_node": place[1],
+            "p_after": after,
+            "p_until_seq": until,
+            "p_stored_from": moment(self._dsn, stored_from_us),
+            "p_limit": query.limit,
+        }
+        with self._database.cursor(query.within_s) as cursor:
+            values = {**self._values(cursor, query), **given}
             found = self._between(query).fetch(cursor, values)
         return [audit_row(row) for row in found]
+
+    def total(self, query: Query) -> int:
+        """
+        Return how many rows *query* matches, whatever the page.
+        """
+        with self._database.cursor(query.within_s) as cursor:
+            found = self._count(query).fetch(cursor, self._values(cursor, query))
+        return int(found[0][0])
 
     def _values(self, cursor: Any, query: Query) -> dict[str, Any]:
         ahead_ms = 0
@@ -115,9 +137,11 @@ class AuditReader:
                     columns.source_node_id == p("p_node"),
                     columns.monotonic_seq > p("p_after"),
                     columns.monotonic_seq <= p("p_until_seq"),
+                    columns.stored_at >= p("p_stored_from"),
                     *audit_conditions(self._audit, self._dsn, query),
                 )
                 .order_by(columns.monotonic_seq)
+                .limit(p("p_limit"))
             )
 
         return self._statement(("between", *_shape(query)), numbered)

@@ -13,7 +13,7 @@ from fasten.chain import COMMITTED_FIELDS, FORM, HEADER_KEYS, Salt, commitment_o
 from fasten.cli.doctor.finding import Finding, fail, ok, warn
 from fasten.cli.source import Store
 from fasten.errors import MissingExtra
-from fasten.rows import AuditRow, Query, canonical_json
+from fasten.rows import AuditRow, canonical_json
 from fasten.settings import Dsn, Settings
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def check_evidence(settings: Settings, found: Store) -> list[Finding]:
     faults: list[str] = []
     looked_at = 0
     for place, end in sorted(ends.items())[:_MOST_PLACES]:
-        start = {**ends, place: max(0, end - _LOOKED_AT)}
-        rows, _ = found.read(lambda s=start: repository.follow(s, Query()))  # type: ignore[misc]
+        rows = found.read(lambda p=place, e=end: repository.newest(p, e, _LOOKED_AT))  # type: ignore[misc]
         looked_at += len(rows)
         faults += _broken(rows)
     if faults:

@@ -25,7 +25,9 @@ from fasten.cli.doctor.finding import Host
 from fasten.cli.doctor.journals import check_spool
 from fasten.cli.doctor.stores import check_clock, check_store
 from fasten.engine import Engine
-from fasten.settings import Settings
+from fasten.repository import Database
+from fasten.rows import UlidMinter
+from fasten.settings import Settings, parse_dsn
 from tests.checker import faults, rows_of
 from tests.cli_runs import emit_sample, fasten_on, in_terminal, run, run_program, write
 from tests.outside import run_python, unavailable
@@ -390,6 +392,109 @@ def extent(request, monkeypatch) -> str:
     if request.param == "newest":
         monkeypatch.setattr("fasten.cli.doctor.evidence._WHOLE", 0)
     return request.param
+
+
+class TestOutbox:
+    """
+    FASTEN_OUTBOX_DSN: transactions in one database, rows in another.
+    """
+
+    def test_a_business_of_its_own(self, sqlite_dsn, postgres_dsn):
+        """
+        Both are reached, and the outbox is made as the service would make it.
+        """
+        for outbox, audit in ((sqlite_dsn, postgres_dsn), (postgres_dsn, sqlite_dsn)):
+            Path(sqlite_dsn.removeprefix("sqlite:///")).touch()
+            done = doctor(audit, "--json", FASTEN_OUTBOX_DSN=outbox)
+
+            assert (0, {"ok"}) == (done.exit_code, status(done, "outbox"))
+
+    @pytest.mark.parametrize(
+        ("dsn", "said"),
+        [
+            ("sqlite:////nowhere/business.db", "there is no file"),
+            ("postgres://app:s3cret@127.0.0.1:1/shop", "Postgres is not reachable"),
+        ],
+    )
+    def test_nobody_there(self, sqlite_dsn, dsn, said):
+        """
+        A business database that cannot be reached is a failure, without its password.
+        """
+        done = doctor(sqlite_dsn, "--json", FASTEN_OUTBOX_DSN=dsn)
+        (found,) = findings(done)["outbox"]
+
+        assert (1, "fail") == (done.exit_code, found["status"])
+        assert said in found["message"]
+        assert "s3cret" not in done.stdout
+
+    def test_a_role_that_may_not_empty_it(self, sqlite_dsn, postgres_dsn):
+        """
+        The missing grant is named; with it all is well.
+        """
+        outbox = "audit_log_outbox"
+        mover = _role(postgres_dsn, "fasten_mover")
+        doctor(postgres_dsn)  # makes the tables
+        grants = (
+            f"GRANT SELECT, INSERT ON {outbox} TO fasten_mover",
+            f"GRANT DELETE ON {outbox} TO fasten_mover",
+            f"REVOKE INSERT ON {outbox} FROM fasten_mover",
+        )
+        done = []
+        with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+            for grant in grants:
+                admin.execute(grant)
+                done.append(doctor(sqlite_dsn, "--json", FASTEN_OUTBOX_DSN=mover))
+            admin.execute("DROP OWNED BY fasten_mover")
+            admin.execute("DROP ROLE fasten_mover")
+        (lacking,), _, (moving,) = (findings(each)["outbox"] for each in done)
+
+        assert [1, 0, 0] == [each.exit_code for each in done]
+        assert [{"fail"}, {"ok"}, {"warn"}] == [status(d, "outbox") for d in done]
+        assert f"GRANT SELECT, INSERT, DELETE ON {outbox}" in lacking["message"]
+        assert "fasten init-db --outbox --print-sql" in lacking["cure"]
+        assert f"GRANT INSERT ON {outbox}" in moving["cure"]
+
+    def test_a_file_that_may_only_be_read(self):
+        """
+        Rows could not be moved out of it.
+        """
+        if os.geteuid() != 0:
+            unavailable("only root can become somebody else")
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o777)
+            path = Path(folder, "business.db")
+            with closing(sqlite3.connect(path)) as business:
+                business.execute("CREATE TABLE orders (id integer)")
+            environ = {"FASTEN_AUDIT_DSN": f"sqlite:///{folder}/audit.db", **SERVICE}
+            environ["FASTEN_OUTBOX_DSN"] = f"sqlite:///{path}"
+            done = as_nobody(["doctor", "--json"], environ)
+        (found,) = findings(done)["outbox"]
+
+        assert (1, "fail") == (done.returncode, found["status"])
+        assert "read-only" in found["message"] or "cannot be opened" in found["message"]
+
+    def test_rows_that_nobody_moves(self, store_dsn):
+        """
+        Rows that have waited for minutes are told, in the audit store's own outbox too.
+        """
+        with fasten_on(store_dsn):
+            emit_sample()
+        late = UlidMinter()(time.time_ns() - 630 * 10**9)
+        database = Database(parse_dsn(store_dsn, cwd=Path.cwd()))
+        with database.transaction() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO audit_log_outbox (id, service_id, source_node_id, payload,"
+                f" created_at) VALUES ('{late}', 'shop', 'n', '[]', '2026-04-22')"
+            )
+        database.release()
+        done = doctor(store_dsn, "--json")
+        (found,) = findings(done)["outbox"]
+
+        assert (0, "warn") == (done.exit_code, found["status"])
+        assert (
+            "1 rows of transactions wait in the outbox, the oldest for 10 min"
+            == (found["message"])
+        )
 
 
 class TestEvidence:

@@ -180,6 +180,35 @@ class OutboxRepository:
                 )
             ) from None
 
+    # -- looking --
+
+    def attempt(self) -> None:
+        """
+        Do to a SQLite file what a mover does, to no row: its outbox is made.
+
+        Raises:
+            Exception: whatever the driver says; `problem` tells what it means.
+        """
+        if not self.database.is_postgres:
+            with self.database.transaction() as connection:
+                connection.execute(self.place().creation)
+                connection.execute(self.table.delete().where(sa.false()))
+
+    def waiting(self) -> tuple[int, str | None]:
+        """
+        Return how many rows wait, and the first one's id; none without an outbox.
+        """
+        column = self.table.c.id
+        asked = sa.select(sa.func.count(), sa.func.min(column)).select_from(self.table)
+        try:
+            with self._looking() as connection:
+                found = connection.execute(asked).one()
+        except (FileNotFoundError, sa.exc.DBAPIError) as error:
+            if isinstance(error, FileNotFoundError) or is_missing(error):
+                return 0, None
+            raise
+        return int(found[0]), found[1]
+
     # -- moving --
 
     def move(self, limit: int, aside: Aside) -> Moved:
@@ -226,14 +255,6 @@ class OutboxRepository:
             if is_sqlite is not database.is_postgres:
                 return database.problem(error)
         return self.database.problem(error)
-
-    def backlog(self) -> int:
-        """
-        Return how many rows wait; from any thread.
-        """
-        with self.database.reading() as connection:
-            counted = sa.select(sa.func.count()).select_from(self.table)
-            return int(connection.execute(counted).scalar_one())
 
     def _move_here(self, limit: int, aside: Aside) -> Moved:
         with self.database.transaction() as connection:

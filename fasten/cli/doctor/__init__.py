@@ -19,6 +19,7 @@ from fasten.cli.doctor.environment import check_codes, check_environment
 from fasten.cli.doctor.evidence import check_evidence
 from fasten.cli.doctor.finding import Finding, Host, fail
 from fasten.cli.doctor.journals import check_spool
+from fasten.cli.doctor.outbox import check_outbox
 from fasten.cli.doctor.stores import (
     check_clock,
     check_role,
@@ -83,6 +84,8 @@ def _findings(app: str | None, host: Host) -> Iterator[Finding]:
     directory, found = check_spool(settings, host)
     yield from found
     yield from check_streams(settings, host, directory)
+    if reached is not None or settings.outbox_dsn is not None:
+        yield from check_outbox(settings, host)
     yield from check_reader(settings, imported)
 
 

@@ -1554,6 +1554,31 @@ class TestPower:
         assert 172 + 480 == len(drain(journal)[0])
         journal.close()
 
+    def test_names_are_synced(self, tmp_path, monkeypatch):
+        """
+        The names of all segments are synced as they are made, and those of the new
+        directories that they are in.
+        """
+        synced: dict[Path, set[Path]] = {}
+        real = os.fsync
+
+        def sync(fd: int) -> None:
+            real(fd)
+            folder = Path(f"/proc/self/fd/{fd}").readlink()
+            synced[folder] = set(folder.iterdir())
+
+        monkeypatch.setattr(os, "fsync", sync)
+        folder = tmp_path / "new" / "spool"
+        with opened(folder, durability="power") as journal:
+            for number in range(3):
+                put(journal, number)
+                journal.seal()
+                journal.maintain()
+
+                assert set(segments(folder)) <= synced[folder]
+        assert folder in synced[folder.parent]
+        assert folder.parent in synced[tmp_path]
+
     def test_group_commit(self, tmp_path, monkeypatch):
         """
         Threads that wait at the same time share a sync.

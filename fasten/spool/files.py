@@ -195,6 +195,14 @@ def _usage(directory: Path) -> int:
     return total
 
 
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _prefault(area: mmap.mmap) -> None:
     """
     Have every page there and writable, so that a copy never waits for one.
@@ -287,14 +295,19 @@ class SpoolFull(OSError):
 class Journal:
     """
     The files of one writer: its lock, its ack, its segments.
+
+    *is_power*: the names of segments outlive a power cut before they are written to.
     """
 
-    def __init__(self, directory: Path, who: Identity, *, max_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, who: Identity, *, max_bytes: int, is_power: bool = False
+    ) -> None:
         self.directory, self.who = directory, who
-        self._max_bytes = max_bytes
+        self._max_bytes, self._is_power = max_bytes, is_power
         self._used = 0  # by all writers, when last measured, and what came since
         self._number = 0
         self._lock_fd = self._ack_fd = -1
+        self._is_rooted = False  # whether the directory's own name was synced
         self.memory = b""
 
     def open(self, acked: int) -> None:
@@ -304,6 +317,7 @@ class Journal:
         Raises:
             OSError: the directory cannot be used.
         """
+        self._is_rooted = False
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.lock()
         self.measure()
@@ -417,17 +431,35 @@ class Journal:
                 continue
             # Whoever adopts asks for the lock file; should that get lost, for this.
             try_lock(fd)
+            if self._is_power:
+                self._sync_new(path, fd)
             return path, fd
 
-    def sync_names(self) -> None:
-        """
-        Make the names of new files outlive a power cut, as their bytes do.
-        """
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _sync_new(self, path: Path, fd: int) -> None:
         try:
-            os.fsync(fd)
-        finally:
+            self._sync_names()
+        except OSError:
             os.close(fd)
+            unlink(path)
+            raise
+
+    def _sync_names(self) -> None:
+        """
+        Make the names of new files outlive a power cut, as their bytes do; at first
+        also those of the directories above, which may be as new.
+        """
+        _sync_directory(self.directory)
+        if not self._is_rooted:
+            self._sync_ancestors()
+            self._is_rooted = True
+
+    def _sync_ancestors(self) -> None:
+        device = self.directory.stat().st_dev
+        for parent in self.directory.resolve().parents:
+            if parent.stat().st_dev != device:
+                return  # a mount point is not new
+            with suppress(PermissionError):
+                _sync_directory(parent)
 
     def close(self) -> None:
         """

@@ -359,8 +359,6 @@ class Spool:
         self._opening += 1
         try:
             fresh = journal.appendable(self._base(), length)
-            if self._is_power:
-                journal.sync_names()
         finally:
             self._opening -= 1
         self._seal_side()
@@ -464,7 +462,9 @@ class Spool:
             store=self._store,
             writer=self.writer_id,
         )
-        journal = Journal(directory, who, max_bytes=self._max_bytes)
+        journal = Journal(
+            directory, who, max_bytes=self._max_bytes, is_power=self._is_power
+        )
         journal.memory = self._memory
         try:
             journal.open(self._acked)
@@ -772,8 +772,6 @@ class Spool:
         try:
             self._make_room(journal, size)
             spare = journal.map(self._base(), size)
-            if self._is_power:
-                journal.sync_names()
         except OSError as error:
             # Not broken: what is open may still have room, or a smaller write.
             self._fault = sentence(error, self._directory, self._max_bytes)
@@ -857,7 +855,6 @@ class Spool:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if self._is_power:
                     os.fdatasync(segment.fd)
-                    journal.sync_names()
             except OSError:
                 segment.remove()
                 raise

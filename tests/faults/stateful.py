@@ -4,26 +4,17 @@ Any order of events, against a small model: hypothesis starts services, has them
 fork, stop and crash, takes the store away, damages journals, drains and verifies.
 
 The model is three sets: what was acknowledged, what was damaged, what is stored. The
-services are processes, forked off a server that has loaded fasten once.
+services are real processes.
 """
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
-import shutil
-import signal
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import attrs
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -39,236 +30,14 @@ from tests.checker import rows_of
 from tests.cli_runs import run
 from tests.faults import heir
 from tests.faults.grounds import Grounds, both
-from tests.faults.oracle import (
-    Ack,
-    Outcome,
-    faults_of,
-    read_acks,
-    told,
-    verify_code,
-)
-from tests.faults.proxy import Proxy
-from tests.faults.server import ask
-from tests.faults.victim import CODES, settings_of
+from tests.faults.oracle import Outcome, faults_of, told, verify_code
+from tests.faults.stage import PATIENCE_S, Service, Stage, staged
 from tests.outside import wait_until
 
 __all__ = ["EXPERIMENTS", "any_order"]
 
-PATIENCE_S: Final = 30.0
-"""How long a service may take for an order."""
-
 STEPS: Final = 14
 MOST_SERVICES: Final = 3
-
-
-# --- a service, in a process of its own ----------------------------------------------
-
-
-class _Serving:
-    """
-    What a service does when it is told to.
-    """
-
-    def __init__(self, name: str, acks: str) -> None:
-        self._name = name
-        self._acks = os.open(acks, os.O_WRONLY | os.O_APPEND)
-        self._numbers = itertools.count()
-
-    def emit(self, rows: int, size: int) -> None:
-        for _ in range(rows):
-            self._emit("main", next(self._numbers), size)
-
-    def _emit(self, thread: str, number: int, size: int) -> None:
-        import fasten
-
-        target = f"{self._name}/{thread}/{number}"
-        detail = {"number": number, "padding": "x" * size}
-        id_ = fasten.emit(CODES[number % 3], target, detail=detail)
-        os.write(self._acks, f"{id_} {target} 0\n".encode())
-
-    def flood(self) -> None:
-        for thread in "ab":
-            threading.Thread(target=self._flood, args=(thread,), daemon=True).start()
-
-    def _flood(self, thread: str) -> None:
-        for number in itertools.count():
-            self._emit(thread, number, 50)
-            time.sleep(0.0005)
-
-    def fork(self, rows: int, end: str) -> str:
-        pid = os.fork()
-        if pid == 0:
-            self._be_a_child(rows, end)
-        try:
-            wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0], PATIENCE_S / 2)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return "a forked child hangs"
-        return ""
-
-    def _be_a_child(self, rows: int, end: str) -> None:
-        import fasten
-
-        self._name += f".{os.getpid()}"
-        for number in range(rows):
-            self._emit("child", number, 50)
-        if end == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if end == "close":
-            fasten.close(1)
-        os._exit(0)
-
-    def flush(self) -> bool:
-        import fasten
-
-        return fasten.flush(PATIENCE_S / 2)
-
-    def stop(self) -> bool:
-        import fasten
-
-        return fasten.close()
-
-
-def _serve(orders: Connection, name: str, acks: str, given: dict[str, Any]) -> None:
-    import fasten
-
-    fasten.init(**given)
-    service = _Serving(name, acks)
-    orders.send("")
-    while True:
-        order, *arguments = orders.recv()
-        orders.send(getattr(service, order)(*arguments))
-        if order == "stop":
-            return
-
-
-_FORKSERVER: Final = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["tests.faults.loaded", __name__])
-
-
-class Service:
-    """
-    One service, and the other end of its orders.
-    """
-
-    def __init__(self, name: str, acks: Path, **given: Any) -> None:
-        self._orders, theirs = _FORKSERVER.Pipe()
-        self._process = _FORKSERVER.Process(
-            target=_serve, args=(theirs, name, str(acks), given), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._answer("start")
-
-    def do(self, order: str, *arguments: Any) -> Any:
-        """
-        Have it do something; return what it answers.
-
-        Raises:
-            TimeoutError: it hangs.
-        """
-        self._orders.send((order, *arguments))
-        return self._answer(order)
-
-    def _answer(self, order: str) -> Any:
-        if not self._orders.poll(PATIENCE_S):
-            raise TimeoutError(f"a service hangs: {order}")
-        return self._orders.recv()
-
-    def kill(self) -> None:
-        """
-        Kill -9.
-        """
-        self._process.kill()
-        self.wait()
-
-    def wait(self) -> None:
-        """
-        Wait for its end.
-
-        Raises:
-            TimeoutError: it does not end.
-        """
-        self._process.join(PATIENCE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            raise TimeoutError("a service does not end")
-        self._orders.close()
-
-
-# --- the store, there and away -------------------------------------------------------
-
-
-@contextmanager
-def _locked(dsn: str) -> Iterator[None]:
-    """
-    Hold a SQLite file's lock, as somebody's forgotten transaction does.
-    """
-    connection = sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=PATIENCE_S)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _refused(proxy: Proxy) -> Iterator[None]:
-    proxy.mode = "refuse"
-    try:
-        yield
-    finally:
-        proxy.mode = "pass"
-
-
-@attrs.frozen
-class Stage:
-    """
-    Where examples are played: *dsn* is the store's own, *way* that of services to it:
-    to them it is the place whose rows a journal holds.
-    """
-
-    folder: Path
-    dsn: str
-    way: str
-    away: Callable[[], Any]
-
-    @property
-    def spool(self) -> Path:
-        """
-        Return where the journals lie.
-        """
-        return self.folder / "spool"
-
-    @property
-    def acks(self) -> Path:
-        """
-        Return where services note what was acknowledged.
-        """
-        return self.folder / "acks"
-
-    def clear(self) -> None:
-        """
-        Make it as it was before the first example.
-        """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        self.acks.touch()
-        if not self.dsn.startswith("sqlite"):
-            ask(self.dsn, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-
-
-@contextmanager
-def _stage(grounds: Grounds, store: str) -> Iterator[Stage]:
-    folder = grounds.folder / "stage"
-    if store == "sqlite":
-        dsn = f"sqlite:///{folder / 'audit.db'}"
-        yield Stage(folder, dsn, dsn, lambda: _locked(dsn))
-        return
-    dsn = grounds.dsn(store)
-    with Proxy(dsn) as proxy:
-        yield Stage(folder, dsn, proxy.dsn, lambda: _refused(proxy))
 
 
 # --- the model -----------------------------------------------------------------------
@@ -313,8 +82,7 @@ class Life(RuleBasedStateMachine):
 
     def _start(self, given: dict[str, Any]) -> None:
         self.born += 1
-        all_given = settings_of(self.stage.way, self.stage.spool, **given)
-        self.services.append(Service(f"v{self.born}", self.stage.acks, **all_given))
+        self.services.append(Service(self.stage, f"v{self.born}", **given))
 
     def _pick(self, number: int) -> Service:
         return self.services[number % len(self.services)]
@@ -350,10 +118,10 @@ class Life(RuleBasedStateMachine):
         Kill a service: idle, delivering, or in the middle of emitting.
         """
         service = self._pick(who)
-        goal = len(self._acks()) + rows
+        goal = len(self.stage.acked()) + rows
         if rows:
-            service.do("flood")
-        wait_until(lambda: len(self._acks()) >= goal, PATIENCE_S)
+            service.do("flood", 2)
+        wait_until(lambda: len(self.stage.acked()) >= goal, PATIENCE_S)
         self._is_gone(service)
         service.kill()
 
@@ -457,10 +225,6 @@ class Life(RuleBasedStateMachine):
 
     # -- the end of an example --
 
-    def _acks(self) -> list[Ack]:
-        with self.stage.acks.open(encoding="ascii") as file:
-            return read_acks(file)
-
     def teardown(self) -> None:
         """
         Let the next process of the service deliver all there is, and compare.
@@ -468,10 +232,10 @@ class Life(RuleBasedStateMachine):
         self.find_the_store()
         for service in self.services:
             service.kill()
-        _inherit(self.stage)
+        self.stage.inherit()
         rows = rows_of(self.stage.dsn)
         stored = [row["id"] for row in rows]
-        acked = {ack.id for ack in self._acks()}
+        acked = {ack.id for ack in self.stage.acked()}
 
         dropped, aside = told(rows)
         self.seen.append((len(acked), len(stored), dropped))
@@ -514,19 +278,6 @@ def _frames(data: bytes) -> Iterator[tuple[int, frames.Frame]]:
         at += len(whole)
 
 
-def _inherit(stage: Stage) -> None:
-    process = _FORKSERVER.Process(
-        target=heir.deliver, args=(stage.way, str(stage.spool)), daemon=True
-    )
-    process.start()
-    process.join(2 * PATIENCE_S)
-    is_alive = process.is_alive()
-    if is_alive:
-        process.kill()
-
-    assert (False, 0) == (is_alive, process.exitcode), heir.unsettled(stage.spool)
-
-
 # --- the experiment ------------------------------------------------------------------
 
 
@@ -548,7 +299,7 @@ def any_order(
     )
     start, faults = time.monotonic(), tuple[str, ...]()
     seen: list[tuple[int, int, int]] = []
-    with _stage(grounds, store) as stage:
+    with staged(grounds, store) as stage:
         played = type("Played", (Life,), {"stage": stage, "seen": seen})
         try:
             run_state_machine_as_test(played, settings=chosen)
@@ -558,6 +309,7 @@ def any_order(
     found = Outcome(
         name=f"any order ({store})",
         trials=len(seen),
+        emitted=acked,
         acked=acked,
         stored=stored,
         dropped=dropped,

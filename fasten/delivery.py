@@ -22,7 +22,17 @@ import attrs
 
 from fasten import spool
 from fasten.context import suppressed
-from fasten.drain import Batch, Chore, Drainer, Fault, Lane, Rows, Ticket, Watchdog
+from fasten.drain import (
+    Batch,
+    Chore,
+    Drainer,
+    Fault,
+    Lane,
+    Rows,
+    Ticket,
+    Watchdog,
+    beside,
+)
 from fasten.errors import AuditStoreError, InvalidQuery, MissingExtra
 from fasten.losses import Losses
 from fasten.outbox import Mover, Outbox, Sign
@@ -438,7 +448,7 @@ class Delivery:
         Raises:
             Rewound: the store does not know any more what it had.
         """
-        from fasten.repository import StoreWentBack
+        from fasten.repository import StoreWentBack, Turn
 
         def before_commit() -> None:
             keep()
@@ -450,7 +460,7 @@ class Delivery:
                 rows,
                 batch.last,
                 reached=lane.reached,
-                pause=self._breathe,
+                turn=Turn(self._breathe, beside),
                 before_commit=before_commit,
             )
         except StoreWentBack as error:

@@ -16,6 +16,7 @@ from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ __all__ = [
     "Source",
     "Ticket",
     "Watchdog",
+    "beside",
 ]
 
 logger = logging.getLogger("fasten")
@@ -144,6 +146,61 @@ class Rows(NamedTuple):
         before = [span for span in batch.missing if span[1] < cut]
         after = [span for span in batch.missing if span[1] > cut]
         return cls(rows[:half], cut - 1, before), cls(rows[half:], batch.last, after)
+
+
+@contextmanager
+def beside(run: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
+    """
+    Yield what has *run* called with one thing after the other in a thread of its own.
+
+    The end of the with-statement waits for the last call. Where no thread can start,
+    each call is made at once.
+
+    Raises:
+        Exception: what the first call raised that failed; none was made after it.
+    """
+    helper = _Helper(run)
+    try:
+        # In the same context: what the store logs there is no row, either.
+        start_new_thread(copy_context().run, (helper.work,))
+    except RuntimeError:  # interpreter exit
+        yield run
+        return
+    try:
+        yield helper.give
+    finally:
+        helper.end()
+
+
+class _Helper:
+    """
+    The thread of `beside`, and what it is given.
+    """
+
+    def __init__(self, run: Callable[[Any], None]) -> None:
+        self._run = run
+        self._given: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._ended = threading.Lock()
+        self._ended.acquire()
+
+    def give(self, thing: Any) -> None:
+        self._given.put((thing,))
+
+    def end(self) -> None:
+        self._given.put(())
+        self._ended.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def work(self) -> None:
+        try:
+            while given := self._given.get():
+                self._run(*given)
+        except BaseException as error:  # raised by end()
+            self._error = error
+        finally:
+            self._ended.release()
 
 
 class Backoff:

@@ -12,9 +12,12 @@ import sqlite3
 import pytest
 import sqlalchemy as sa
 
+from fasten.drain import beside
+from fasten.repository import Turn
 from tests.stores import Kept
 
 ROWS = 200  # three whole pieces and a part of one
+MANY = 700  # so many are sealed in one thread and inserted in another
 
 
 @pytest.fixture
@@ -95,3 +98,48 @@ def test_sqlite_that_takes_few_values(tmp_path):
     assert ROWS + 1 == len(kept.columns("id"))
     assert kept.verify().ok
     kept.close()
+
+
+def side_by_side(kept, rows):
+    """
+    Store rows as the drainer does with many.
+    """
+    numbered = [(0, row) for row in rows]
+    kept.repository.append(kept.writer(), numbered, 0, turn=Turn(beside=beside))
+
+
+def test_sealing_and_inserting_side_by_side(kept):
+    """
+    Rows that another thread inserts are all in when the append returns, in order.
+    """
+    rows = rows_of(kept, MANY)
+    side_by_side(kept, rows)
+
+    assert [row[0] for row in rows] == kept.columns("id")
+    assert kept.verify().ok
+
+
+def test_known_id_side_by_side(kept):
+    """
+    What the other thread met is told to the append: it leaves out the row it knows.
+    """
+    rows = rows_of(kept, MANY)
+    kept.append("n1", rows[300:301])
+    side_by_side(kept, rows)
+
+    assert sorted(row[0] for row in rows) == sorted(kept.columns("id"))
+    assert kept.verify().ok
+
+
+def test_row_that_cannot_be_sealed_side_by_side(kept):
+    """
+    A row that breaks the sealing ends the append when nothing is inserted any more.
+    """
+    rows = rows_of(kept, MANY)
+    bad = [*rows[:-1], (*rows[-1][:-1], "\ud800")]
+    with pytest.raises(UnicodeEncodeError):
+        side_by_side(kept, bad)
+    side_by_side(kept, rows)
+
+    assert [row[0] for row in rows] == kept.columns("id")
+    assert kept.verify().ok

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, cached_property, partial
 from typing import Any, Final
 
@@ -58,13 +58,31 @@ __all__ = [
     "MOST_IDS",
     "AuditRepository",
     "StoreWentBack",
+    "Turn",
     "Writer",
     "erasure_details",
 ]
 
+Load = Callable[[list[tuple[Any, ...]]], None]
+
 PIECE_ROWS: Final = 64
+BESIDE_ROWS: Final = 512
+"""From so many rows on, sealing them and inserting them go side by side."""
 MOST_IDS: Final = 1000
 """How many rows one AUDIT_ROW_ERASED row names."""
+
+
+@attrs.frozen
+class Turn:
+    """
+    How an append shares the interpreter with other threads.
+
+    *pause* is called between two pieces; *beside* yields what makes calls in a thread
+    of its own, and waits for them at its end.
+    """
+
+    pause: Callable[[], None] = lambda: None
+    beside: Callable[[Load], AbstractContextManager[Load]] = nullcontext
 
 
 @attrs.frozen
@@ -165,15 +183,14 @@ class AuditRepository:
         last: int,
         *,
         reached: int = 0,
-        pause: Callable[[], None] = lambda: None,
+        turn: Turn = Turn(),
         before_commit: Callable[[], None] = lambda: None,
     ) -> list[tuple[Any, ...]]:
         """
         Store a batch in one transaction; return the stored rows, as columns.
 
         Rows at or below the writer's watermark are in the store already and are
-        left out. *last* 0 means that the rows have no place in a journal. *pause*
-        is called between pieces, so that other threads get their turn;
+        left out. *last* 0 means that the rows have no place in a journal.
         *before_commit* when all rows are in, and may raise. *reached* is the index
         that the store has to account for.
 
@@ -185,14 +202,14 @@ class AuditRepository:
         self.schema.ensure()
         try:
             return self._append(
-                writer, rows, last, frozenset(), reached, pause, before_commit
+                writer, rows, last, frozenset(), reached, turn, before_commit
             )
         except Exception as error:  # looked at, and raised again if not ours
             if not self._is_known_id(error):
                 self._look_again(error)
                 raise
         known = self._known_ids([row[0] for _, row in rows])
-        return self._append(writer, rows, last, known, reached, pause, before_commit)
+        return self._append(writer, rows, last, known, reached, turn, before_commit)
 
     def _append(
         self,
@@ -201,7 +218,7 @@ class AuditRepository:
         last: int,
         known: frozenset[str],
         reached: int,
-        pause: Callable[[], None],
+        turn: Turn,
         before_commit: Callable[[], None],
     ) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
@@ -213,7 +230,7 @@ class AuditRepository:
             fresh = [row for index, row in rows if index > mark or not last]
             if known:
                 fresh = [row for row in fresh if row[0] not in known]
-            sealed = self._add(connection, writer, node, fresh, pause)
+            sealed = self._add(connection, writer, node, fresh, turn)
             if last > mark and last:
                 self._statement("mark").run(
                     connection,
@@ -261,7 +278,7 @@ class AuditRepository:
         node = self._lock_node(connection, writer)
         known = self._ids_among(connection, [row[0] for row in rows])
         fresh = [row for row in rows if row[0] not in known]
-        return self._add(connection, writer, node, fresh, lambda: None)
+        return self._add(connection, writer, node, fresh, Turn())
 
     def record_within(
         self,
@@ -279,7 +296,7 @@ class AuditRepository:
         rows = [
             self.own_row(code, target, said, node[2]) for code, target, said in records
         ]
-        return self._add(connection, writer, node, rows, lambda: None)
+        return self._add(connection, writer, node, rows, Turn())
 
     def own_row(
         self, code: str, target: str, detail: Mapping[str, Any], now: Any
@@ -313,7 +330,7 @@ class AuditRepository:
         writer: Writer,
         node: tuple[int, int, Any],
         fresh: list[Any],
-        pause: Callable[[], None],
+        turn: Turn,
     ) -> list[tuple[Any, ...]]:
         """
         Number, seal and insert rows; move the node and the heads on.
@@ -321,11 +338,11 @@ class AuditRepository:
         seq, ahead, now = node
         heads = self._heads(connection, writer)
         doomed = self._doomed(connection, fresh)
-        sealed = self._seal(connection, writer, fresh, seq, heads, now, pause, doomed)
+        sealed = self._seal(connection, writer, fresh, seq, heads, now, turn, doomed)
         if doomed:
             said = self._said_erased(doomed, now)
             at = seq + len(sealed)
-            sealed += self._seal(connection, writer, said, at, heads, now, pause, {})
+            sealed += self._seal(connection, writer, said, at, heads, now, turn, {})
             fresh = [*fresh, *said]
         end = seq + len(sealed)
         self._advance(connection, writer, heads, end, now, ahead, fresh)
@@ -424,14 +441,14 @@ class AuditRepository:
         seq: int,
         heads: dict[str, chain.Head],
         now: Any,
-        pause: Callable[[], None],
+        turn: Turn,
         doomed: Mapping[str, list[Erasure]],
     ) -> list[tuple[Any, ...]]:
         sealed: list[tuple[Any, ...]] = []
-        with self._loader(connection) as load:
+        with self._loader(connection, turn, len(fresh)) as load:
             for start in range(0, len(fresh), PIECE_ROWS):
                 if start:
-                    pause()
+                    turn.pause()
                 piece = fresh[start : start + PIECE_ROWS]
                 part = chain.seal(
                     piece,
@@ -449,14 +466,15 @@ class AuditRepository:
         return sealed
 
     @contextmanager
-    def _loader(
-        self, connection: Connection
-    ) -> Iterator[Callable[[list[tuple[Any, ...]]], None]]:
+    def _loader(self, connection: Connection, turn: Turn, rows: int) -> Iterator[Load]:
         """
         Yield what inserts a piece: COPY on Postgres, one prepared INSERT on SQLite.
         """
         if not self.database.is_postgres:
-            yield partial(self._insert, connection, _most_rows(connection))
+            load = partial(self._insert, connection, _most_rows(connection))
+            # SQLite works without the interpreter: the next piece is sealed meanwhile.
+            with turn.beside(load) if rows > BESIDE_ROWS else nullcontext(load) as give:
+                yield give
             return
         cursor = connection.connection.cursor()
         table = self.tables.audit

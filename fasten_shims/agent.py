@@ -8,7 +8,6 @@ cancellation. Arguments are recorded as a digest only, unless asked for.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import inspect
 import json
@@ -88,6 +87,19 @@ class Call:
         """
         self._outcome, self._reason = "failure", reason
 
+    def note(self, error: BaseException) -> None:
+        """
+        Note that *error* ended the call: what leaves the with-block is noted so.
+
+        For whoever makes a result of an error.
+        """
+        if isinstance(error, PermissionError):
+            self.refuse(str(error) or "refused")
+        elif isinstance(error, (Exception, SystemExit)):
+            self.fail(type(error).__name__)
+        else:  # of asyncio, of trio, or by the keyboard
+            self._outcome, self._reason = "unknown", "cancelled"
+
     def __enter__(self) -> Self:
         self._scope = _scope_of(self._actor)
         self._scope.__enter__()
@@ -106,12 +118,8 @@ class Call:
             self._scope.__exit__(kind, error, trace)
 
     def _end(self, error: BaseException | None) -> None:
-        if isinstance(error, PermissionError):
-            self.refuse(str(error) or "refused")
-        elif isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)):
-            self._outcome, self._reason = "unknown", "cancelled"
-        elif error is not None:
-            self._outcome, self._reason = "failure", type(error).__name__
+        if error is not None:
+            self.note(error)
         fasten.emit(
             CODE,
             self.name,

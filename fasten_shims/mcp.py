@@ -9,6 +9,7 @@ levels, and its client sessions.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,9 @@ KEY: Final = "request_id"
 """The key of `params._meta` that holds an id."""
 CALL: Final = "tools/call"
 CLIENT_MAX: Final = 512
+
+_RAISED: ContextVar[list[Exception] | None] = ContextVar("fasten_mcp", default=None)
+"""What the tool of this call raised: the SDK makes a result of it."""
 
 # --- serving ------------------------------------------------------------------------
 
@@ -49,9 +53,10 @@ def server(server: T, *, with_arguments: bool = False) -> T:
         # What others do is done in the scope; the row, in the span of OpenTelemetry.
         given.middleware.insert(0, _scoped)
         given.middleware.append(partial(_recorded, with_arguments=with_arguments))
+        if hasattr(given, "call_tool"):  # of an MCPServer
+            given.call_tool = _noting(given.call_tool)
     else:
-        inner = getattr(given, "_mcp_server", given)  # what a FastMCP of SDK 1 wraps
-        inner.run = _run_1(inner, with_arguments=with_arguments)
+        _install_1(given, with_arguments=with_arguments)
     return server
 
 
@@ -68,7 +73,52 @@ async def _recorded(
         return await call_next(ctx)
     name, arguments = (_mapping(ctx.params).get(key) for key in ("name", "arguments"))
     with _call(name, arguments, with_arguments=with_arguments) as call:
-        return _judged(call, await call_next(ctx))
+        return await _watched(call, call_next(ctx))
+
+
+async def _watched(call: Call, answering: Awaitable[T]) -> T:
+    """
+    Await the answer to a *call*, and note how its tool ended.
+    """
+    raised: list[Exception] = []
+    token = _RAISED.set(raised)
+    try:
+        result = await answering
+    finally:
+        _RAISED.reset(token)
+    return _judged(call, result, raised)
+
+
+def _noting(fn: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """
+    Return *fn*, which calls a tool, so that what it raises is known to `_watched`.
+    """
+
+    @wraps(fn)
+    async def noting(*args: Any, **kwargs: Any) -> T:
+        raised = _RAISED.get()
+        try:
+            result = await fn(*args, **kwargs)
+        except Exception as error:
+            if raised is not None:
+                raised[:] = [_unwrapped(error)]
+            raise
+        if raised:
+            raised.clear()  # of a tool that this one called, and did without
+        return result
+
+    return noting
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """
+    Return what a tool raised, without what the SDK puts around it.
+    """
+    cause = error.__cause__
+    is_sdks = type(error).__module__.startswith("mcp.")
+    if is_sdks and isinstance(cause, Exception):
+        return _unwrapped(cause)
+    return error
 
 
 def _scope_of(meta: Mapping[str, Any], session: Any) -> Any:
@@ -100,7 +150,7 @@ def _call(name: object, arguments: object, *, with_arguments: bool) -> Call:
     return Call(known, arguments=arguments or {}, with_arguments=with_arguments)
 
 
-def _judged(call: Call, result: T) -> T:
+def _judged(call: Call, result: T, raised: list[Exception] | None = None) -> T:
     """
     Note a failure that came as a result, which is how tools of MCP fail.
     """
@@ -109,9 +159,33 @@ def _judged(call: Call, result: T) -> T:
         has_failed = answer.get("isError")
     else:
         has_failed = getattr(answer, "is_error", getattr(answer, "isError", False))
-    if has_failed is True:
+    if has_failed is True and raised:
+        call.note(raised[0])
+    elif has_failed is True:
         call.fail("tool_error")
     return result
+
+
+def _install_1(given: Any, *, with_arguments: bool) -> None:
+    inner = getattr(given, "_mcp_server", given)  # what a FastMCP of SDK 1 wraps
+    inner.run = _run_1(inner, with_arguments=with_arguments)
+    inner.call_tool = _registering_1(inner.call_tool)
+    if inner is not given:
+        tools = given._tool_manager  # noqa: SLF001  (its own is registered by now)
+        tools.call_tool = _noting(tools.call_tool)
+
+
+def _registering_1(register: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Wrap the decorator by which a server of SDK 1 is given what calls its tools.
+    """
+
+    @wraps(register)
+    def call_tool(*args: Any, **kwargs: Any) -> Any:
+        decorate = register(*args, **kwargs)
+        return lambda fn: decorate(_noting(fn)) and fn
+
+    return call_tool
 
 
 def _run_1(inner: Any, *, with_arguments: bool) -> Callable[..., Awaitable[Any]]:
@@ -147,7 +221,7 @@ def _handler_1(
                 return await handler(request)
             call = _call(params.name, params.arguments, with_arguments=with_arguments)
             with call:
-                return _judged(call, await handler(request))
+                return await _watched(call, handler(request))
 
     return handle
 

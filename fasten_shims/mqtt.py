@@ -65,7 +65,7 @@ def _with_id(payload: Any, rid: str) -> Any:
     if found is None or KEY in found:
         return payload
     is_text = isinstance(payload, str)
-    text = payload if is_text else bytes(payload).decode()
+    text = payload if is_text else payload.decode()
     head, _, rest = text.partition("{")
     comma = "," if found else ""
     text = f'{head}{{"{KEY}":"{rid}"{comma}{rest}'
@@ -79,7 +79,9 @@ def _json_object(payload: Any) -> dict[str, Any] | None:
     if start not in ("{", b"{"):
         return None
     try:
-        found = json.loads(payload)
+        # Of bytes in UTF-8 only: json would read UTF-16, too.
+        text = payload if isinstance(payload, str) else payload.decode()
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -17,6 +17,7 @@ from mcp.server.stdio import stdio_server
 
 import fasten
 from fasten.shim import mcp as shim
+from fasten.shim.agent import Refused
 
 IS_SDK_2 = find_spec("mcp.server.mcpserver") is not None
 if IS_SDK_2:
@@ -45,6 +46,22 @@ def fail() -> str:
     raise ValueError("as asked")
 
 
+def refuse() -> str:
+    """
+    Decline.
+    """
+    raise Refused("not today")
+
+
+async def ponder() -> str:
+    """
+    Record that this has begun, and end never.
+    """
+    fasten.emit("BATCH_PROCESSED", "pondering")
+    await anyio.sleep_forever()
+    return ""
+
+
 def hours() -> str:
     """
     Tell under which id this runs, once what was recorded so far is stored.
@@ -62,7 +79,8 @@ def high():
     server = MCPServer("shop")
     server.add_tool(add)
     server.add_tool(fail)
-
+    server.add_tool(refuse)
+    server.add_tool(ponder)
     server.resource("shop://hours")(hours)
 
     return shim.server(shim.server(server))
@@ -72,7 +90,8 @@ async def answer(name, arguments):
     """
     Call a tool by hand, as servers of the lower level do.
     """
-    text = fail() if name == "fail" else await add(**arguments)
+    sync = {"fail": fail, "refuse": refuse}.get(name)
+    text = sync() if sync else await {"add": add, "ponder": ponder}[name](**arguments)
     return [types.TextContent(type="text", text=text)]
 
 

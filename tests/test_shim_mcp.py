@@ -19,7 +19,7 @@ from mcp.client.stdio import stdio_client
 import fasten
 from fasten.shim import mcp as shim
 from tests.checker import faults, rows_of
-from tests.outside import ROOT
+from tests.outside import ROOT, wait_until
 
 PROGRAM = str(ROOT / "tests" / "server_mcp.py")
 
@@ -111,6 +111,7 @@ def test_the_id_goes_with_a_call(fasten_trail, command, sqlite_dsn, level):
     }
     assert {"mcp"} == {row["client"] for row in called}
     assert "ann" == mine[0]["actor"]
+    assert ["ValueError"] == [row["reason"] for row in called if row["reason"]]
     digest = json.loads(called[0]["detail"])["args_sha256"]
     assert digest == mine[0]["detail"]["args_sha256"]
 
@@ -120,6 +121,40 @@ def end_of(row):
     Return which tool was called, under which id, and how it ended.
     """
     return row["target"], row["request_id"], row["outcome"]
+
+
+@pytest.mark.parametrize("level", ["high", "low"])
+def test_refusals_and_cancellation(fasten_trail, command, sqlite_dsn, level):
+    """
+    A tool that refuses is recorded as `denied`, whatever the SDK makes of it, and a
+    call that its caller gives up as `unknown`, on either side.
+    """
+
+    def has_begun():
+        return [row for row in rows_of(sqlite_dsn) if row["target"] == "pondering"]
+
+    async def run():
+        async with connected([*command, level]) as session:
+            with fasten.bind("req-1"):
+                await say(session.call_tool("refuse", {}))
+                endless = asyncio.ensure_future(session.call_tool("ponder", {}))
+                await asyncio.to_thread(wait_until, has_begun, 20)
+                endless.cancel()
+                await asyncio.wait([endless])
+            with fasten.bind("req-2"):
+                await session.read_resource("shop://hours")
+
+    asyncio.run(run())
+    called = [row for row in rows_of(sqlite_dsn) if row["code"] == "TOOL_CALLED"]
+
+    assert [
+        ("refuse", "req-1", "denied", "not today"),
+        ("ponder", "req-1", "unknown", "cancelled"),
+    ] == [(*end_of(row), row["reason"]) for row in called]
+    assert [
+        ("refuse", "req-1", "failure"),
+        ("ponder", "req-1", "unknown"),
+    ] == [end_of(row) for row in fasten_trail.audit]
 
 
 HOSTILE = ["", "a b", "boot-shop-1", "x" * 1_000_000, "nul\0", 7, None, ["r"], {"r": 1}]

@@ -112,7 +112,15 @@ class TestRoundTrip:
         assert {"_req": "req-1", "target_temp_c": 22.5} == payload
         assert ("mqtt", "devices/42/setpoint") == (row["method"], row["client"])
 
-    @pytest.mark.parametrize("payload", [b"\xff\x00{", "[1,2]", "", "{broken", "7"])
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            *(b"\xff\x00{", "[1,2]", "", "{broken", "7", b'{"\xff":1}'),
+            *('{"a":"é"}'.encode("utf-16-le"), '{"a":1}'.encode("utf-8-sig")),
+            *("{" * 100_000, f'{{"x":"{"y" * (256 * 1024)}"}}'),
+        ],
+        ids=lambda payload: repr(payload[:12]),
+    )
     def test_other_payloads_stay_as_they_are(self, port, version, subscriber, payload):
         """
         Arrays, binary and text payloads are not touched; MQTT 5 still has the id.

@@ -41,7 +41,8 @@ def _sending(headers: dict[str, Any] | None = None, **_: Any) -> None:
 
 def _starting(task: Any = None, **_: Any) -> None:
     request = task.request
-    carried = getattr(request, HEADER, None) or (request.headers or {}).get(HEADER)
+    headers = request.headers if isinstance(request.headers, dict) else {}
+    carried = getattr(request, HEADER, None) or headers.get(HEADER)
     if request.is_eager and carried is None:
         carried = current_request_id()
     opened = scope(extract({HEADER: carried}), method="task", client=task.name)

@@ -21,6 +21,7 @@ from tests.outside import require_binary, unavailable, wait_until
 
 __all__ = [
     "HOSTILE_IDS",
+    "HOSTILE_VALUES",
     "is_minted",
     "kafka",
     "mosquitto",
@@ -35,6 +36,11 @@ HOSTILE_IDS: Final = (
     *(b"a\r\nX-Other: b", b"a\n", b"{}", b"a" * 129, b"a" * 500_000),
 )
 """What must not become a request id, whatever wire it comes over."""
+HOSTILE_VALUES: Final = (
+    *(value.decode("latin-1") for value in HOSTILE_IDS),
+    *("x" * 1_000_000, 7, 1.5, True, None, ["r-1"], {"r": 1}),
+)
+"""The same for wires that carry JSON: text, and what is none."""
 
 
 def is_minted(request_id: str) -> bool:

@@ -16,7 +16,9 @@ from fasten.shim import celery as shim
 url = f"redis://127.0.0.1:{os.environ.get('TEST_REDIS_PORT', '0')}/0"
 app = Celery("tasks", broker=url, backend=url)
 app.conf.broker_connection_retry_on_startup = True
+app.conf.beat_schedule = {"tick": {"task": "tests.tasks_celery.tick", "schedule": 0.5}}
 shim.install(app)
+pool = fasten.ContextThreadPoolExecutor(4)
 
 
 @worker_process_init.connect(weak=False)
@@ -25,6 +27,7 @@ def start(**_kwargs):
     Start fasten once per worker process.
     """
     fasten.init()
+    fasten.emit("CONFIG_UPDATED", "process", detail={"pid": os.getpid()})
 
 
 @app.task
@@ -32,7 +35,7 @@ def place(order):
     """
     Record one row, and hand on to the next task.
     """
-    fasten.emit("ORDER_PLACED", order)
+    fasten.emit("ORDER_PLACED", order, detail={"pid": os.getpid()})
     notify.delay(order)
     return fasten.current_request_id()
 
@@ -54,3 +57,37 @@ def flaky(self, order):
         raise self.retry(countdown=0)
     fasten.emit("BATCH_PROCESSED", order)
     return fasten.current_request_id()
+
+
+@app.task
+def follow(before, order):
+    """
+    Be the next of a chain; tell both ids.
+    """
+    fasten.emit("PAYMENT_PROCESSED", order)
+    return before, fasten.current_request_id()
+
+
+@app.task
+def tick():
+    """
+    Be sent by beat.
+    """
+    fasten.emit("TRIGGER_FIRED", "tick")
+
+
+@app.task
+def pick(order):
+    """
+    Record a row here, and one in a thread.
+    """
+    fasten.emit("JOB_COMPLETED", order)
+    pool.submit(fasten.emit, "BATCH_PROCESSED", order)
+
+
+@app.task
+def received(what, payload):
+    """
+    Record what came with a message of a forger.
+    """
+    fasten.emit("SENSOR_UPDATED", what, detail={"payload": payload})

@@ -77,6 +77,14 @@ async def soon(order):
 
 
 @dramatiq.actor
+def received(number, payload):
+    """
+    Record what came with a message of a forger.
+    """
+    fasten.emit("SENSOR_UPDATED", number, detail={"payload": payload})
+
+
+@dramatiq.actor
 def skipped(order):
     """
     Never run.

@@ -59,6 +59,13 @@ def unbound():
     return fasten.current_request_id()
 
 
+def received(number):
+    """
+    Record that a message of a forger came.
+    """
+    fasten.emit("SENSOR_UPDATED", number)
+
+
 def fails():
     """
     Fail, so that the callback is called.

@@ -5,6 +5,8 @@ Dramatiq: a real worker process with one thread on a real Redis.
 
 from __future__ import annotations
 
+import json
+
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
@@ -12,9 +14,10 @@ from dramatiq.brokers.stub import StubBroker
 import fasten
 from fasten.context import HEADER
 from fasten.shim import dramatiq as shim
+from tests.brokers import HOSTILE_VALUES, is_minted
 from tests.checker import faults, rows_of
 from tests.outside import wait_until
-from tests.workers import HOSTILE_IDS, worker
+from tests.workers import worker
 
 COMMAND = ("dramatiq", "tests.tasks_dramatiq", "--processes", "1", "--threads", "1")
 
@@ -59,6 +62,27 @@ def test_the_id_reaches_the_worker(tasks, sqlite_dsn):
     assert [32] == [len(rid) for rid in minted]
 
 
+def test_forged_messages(tasks, sqlite_dsn):
+    """
+    Whatever a message on the Redis has for an id or brings along, none becomes an id,
+    and the actor runs.
+    """
+    redis = tasks.broker.client
+    for number, value in enumerate(HOSTILE_VALUES):
+        message = tasks.received.message(number, value)
+        forged = {**message.asdict(), "options": {HEADER: value}}
+        forged["options"]["redis_message_id"] = message.message_id
+        redis.hset("dramatiq:default.msgs", message.message_id, json.dumps(forged))
+        redis.rpush("dramatiq:default", message.message_id)
+    wait_until(lambda: len(rows_of(sqlite_dsn)) >= len(HOSTILE_VALUES), 30)
+    rows = rows_of(sqlite_dsn)
+
+    assert [] == faults(rows)
+    assert [] == [row for row in rows if not is_minted(row["request_id"])]
+    assert {str(n) for n, _ in enumerate(HOSTILE_VALUES)} == {r["target"] for r in rows}
+    assert len(HOSTILE_VALUES) == len({row["request_id"] for row in rows})
+
+
 @pytest.fixture
 def stub():
     """
@@ -82,13 +106,12 @@ def test_forged_ids(stub):
     What is no id is not taken for one, and the actor runs.
     """
     broker, look, seen = stub
-    wire = [value for value in HOSTILE_IDS if value is not None]
-    for value in wire:
+    for value in HOSTILE_VALUES:
         message = look.message()
         message.options[HEADER] = value
         broker.enqueue(message)
     broker.join("default", timeout=10_000)
 
-    assert {32} == {len(rid) for rid in seen}
-    assert len(wire) == len(set(seen))
+    assert [] == [rid for rid in seen if not is_minted(rid)]
+    assert len(HOSTILE_VALUES) == len(set(seen))
     assert 1 == sum(type(m).__name__ == "RequestID" for m in broker.middleware)

@@ -6,12 +6,14 @@ Huey: a real consumer with two processes on a real Redis.
 from __future__ import annotations
 
 import pytest
+from huey.api import Result
 
 import fasten
 from fasten.shim import huey as shim
+from tests.brokers import HOSTILE_VALUES, is_minted
 from tests.checker import faults, rows_of
 from tests.outside import wait_until
-from tests.workers import HOSTILE_IDS, worker
+from tests.workers import worker
 
 CONSUMER = ("huey.bin.huey_consumer", "tests.tasks_huey.huey", "-k", "process")
 OPTIONS = ("-w", "2", "-d", "0.01", "-m", "0.05", "-s", "1", "-n")
@@ -60,20 +62,23 @@ def test_the_id_reaches_the_consumer(tasks, sqlite_dsn):
     assert 4 == len(set(minted))
 
 
-def test_forged_ids(tasks):
+def test_forged_messages(tasks):
     """
-    What is no id is not taken for one, and the task runs.
+    Whatever a message on the Redis has for an id, none becomes one, and the task runs.
     """
-    found = []
-    for value in HOSTILE_IDS:
+    values, wanted = [*HOSTILE_VALUES, b"\xff\0"], {}
+    for value in values:
         task = tasks.unbound.s()
-        task.kwargs["_fasten_request_id"] = value
-        found.append(
-            tasks.huey.enqueue(task)(blocking=True, timeout=30, max_delay=0.05)
-        )
+        known = tasks.huey.serializer.deserialize(tasks.huey.serialize_task(task))
+        forged = known._replace(kwargs={"_fasten_request_id": value})
+        tasks.huey.storage.enqueue(tasks.huey.serializer.serialize(forged))
+        wanted[task.id] = Result(tasks.huey, task)
+    found = [
+        each(blocking=True, timeout=30, max_delay=0.05) for each in wanted.values()
+    ]
 
-    assert {32} == {len(rid) for rid in found}
-    assert len(HOSTILE_IDS) == len(set(found))
+    assert [] == [rid for rid in found if not is_minted(rid)]
+    assert len(values) == len(set(found))
 
 
 def test_immediate_tasks(fasten_trail):

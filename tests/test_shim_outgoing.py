@@ -6,6 +6,7 @@ The id on its way out: httpx, requests, child processes; seen by a real server.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import fasten
 from fasten.shim import httpx as httpx_shim
 from fasten.shim import requests as requests_shim
 from fasten.shim import subprocess as subprocess_shim
+from tests.brokers import HOSTILE_IDS, is_minted
 
 
 @pytest.fixture
@@ -83,20 +85,44 @@ def test_requests(echo):
         assert "none" == session.get(echo).text
 
 
+CHILD = """
+from fasten.shim.subprocess import inherited
+with inherited() as ctx:
+    print(ctx.request_id, ctx.method)
+"""
+
+
+def child(env):
+    """
+    Return what a child process says of its scope.
+    """
+    return subprocess.check_output([sys.executable, "-c", CHILD], env=env, text=True)
+
+
 def test_child_processes():
     """
     A child finds its parent's id in the environment, and none outside a scope.
     """
-    code = (
-        "from fasten.shim.subprocess import inherited\n"
-        "with inherited() as ctx: print(ctx.request_id, ctx.method)"
-    )
-
-    def child(env):
-        return subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
-
     with fasten.bind("req-4"):
         env = subprocess_shim.env()
     assert "req-4 cli" == child(env).strip()
     assert 32 == len(child(subprocess_shim.env()).split()[0])
     assert {"A": "b"} == subprocess_shim.env({"A": "b", "FASTEN_REQUEST_ID": "stale"})
+
+
+def test_hostile_environments(monkeypatch):
+    """
+    Whatever the variable holds, it becomes no id; a real child starts all the same.
+    """
+    # The system lets neither a NUL nor more than 128 KiB into a variable.
+    values = [value[:100_000] for value in HOSTILE_IDS if b"\0" not in value]
+    found = []
+    for value in values:
+        monkeypatch.setenv(subprocess_shim.VARIABLE, os.fsdecode(value))
+        with subprocess_shim.inherited() as ctx:
+            found.append(ctx.request_id)
+    env = {**os.environb, subprocess_shim.VARIABLE.encode(): b"\xff" * 100_000}
+
+    assert [] == [rid for rid in found if not is_minted(rid)]
+    assert len(values) == len(set(found))
+    assert is_minted(child(env).split()[0])

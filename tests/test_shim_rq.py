@@ -5,15 +5,18 @@ RQ: a real worker, which forks for each job, on a real Redis.
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from rq import Callback, Retry
 from rq.serializers import JSONSerializer
 
 import fasten
 from fasten.context import HEADER
+from tests.brokers import HOSTILE_VALUES, is_minted
 from tests.checker import faults, rows_of
 from tests.outside import run_python, wait_until
-from tests.workers import HOSTILE_IDS, worker
+from tests.workers import worker
 
 COMMAND = (
     *("rq.cli", "worker", "--job-class", "fasten.shim.rq.Job", "--quiet"),
@@ -75,22 +78,51 @@ def test_the_id_reaches_the_worker(tasks, sqlite_dsn):
     assert {"of": "ann", HEADER: "req-1"} == placed.get_meta()
 
 
-def test_forged_ids(tasks):
+def test_forged_ids(tasks, sqlite_dsn):
     """
-    What is no id is not taken for one, nor does a `meta` that is no object break
-    the job.
+    What is no id is not taken for one, nor does a `meta` that is no object, or no
+    pickle, break the job.
     """
     queue = tasks.shim.Queue("json", tasks.connection, serializer=JSONSerializer)
     jobs = [
-        queue.create_job(tasks.unbound, meta={HEADER: value}) for value in HOSTILE_IDS
+        queue.create_job(tasks.unbound, meta={HEADER: value})
+        for value in HOSTILE_VALUES
     ]
     jobs.append(queue.create_job(tasks.unbound))
     jobs[-1].meta = ["no", "object"]
     found = [job.perform() for job in jobs]
 
-    assert {32} == {len(rid) for rid in found}
+    assert [] == [rid for rid in found if not is_minted(rid)]
     assert len(jobs) == len(set(found))
     assert None is fasten.current()
+
+
+def test_forged_messages(tasks, sqlite_dsn):
+    """
+    A worker gets through whatever somebody writes into a job's `meta` on the Redis.
+    """
+    metas = [
+        *(pickle.dumps({HEADER: value}) for value in ("evt-1", "nul\0", b"\xff", 7)),
+        *(pickle.dumps({HEADER: "x" * 1_000_000}), pickle.dumps(["no", "object"])),
+        *(b"no pickle", b"\0"),
+    ]
+    with fasten.bind("req-1"):
+        jobs = [
+            tasks.queue.create_job(tasks.received, (n,)) for n, _ in enumerate(metas)
+        ]
+    for job, meta in zip(jobs, metas, strict=True):
+        job.save()
+        tasks.connection.hset(job.key, "meta", meta)
+        tasks.queue.push_job_id(job.id)
+    for job in jobs:
+        result(job)
+    rows = rows_of(sqlite_dsn)
+
+    assert [] == faults(rows)
+    assert [] == [row for row in rows if not is_minted(row["request_id"])]
+    assert sorted(row["target"] for row in rows) == [
+        str(n) for n, _ in enumerate(metas)
+    ]
 
 
 def test_it_says_what_is_missing():

@@ -42,6 +42,7 @@ TARGETS: dict[str, tuple[str, float, float, str]] = {
     "v3": ("longest append beside a sweep / its longest step", 2.0, 1.2, "<="),
     "log": ("log line with the chain / without it", 1.25, 1.2, "<="),
     "log/s": ("the same at 500/s", 1.25, 1.2, "<="),
+    "log/keys": ("log line with the chain / of the same keys without", 1.25, 1.2, "<="),
     "mem": ("memory of a queued row, bytes", 2048.0, 1024.0, "<="),
 }
 

@@ -52,9 +52,7 @@ AT_TOP: Final = {
 
 IN_FUNCTIONS: Final = {
     "codes": {"cattrs", "yaml"},
-    # Extras that make a value faster, or can prove it: never needed to import it.
-    "rows": {"orjson"},
-    "redact": {"orjson"},
+    # An extra that can prove a value: never needed to import it.
     "chain": {"cryptography"},
     "repository": {"cryptography"},
     "engine": {"cryptography"},

@@ -46,9 +46,11 @@ VICTIMS: Final = """
     import os, random, signal, sys, time
     import fasten
     from tests import transactions
+    from tests.faults import loaded
 
     dsn, name, kills, spool_dir = sys.argv[1:]
     way = getattr(transactions, name)
+    way.load()  # like `loaded`: before the forks, not in each
     chance = random.Random(os.getpid())
 
 

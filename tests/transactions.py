@@ -133,6 +133,12 @@ class Way:
         self.dsn = dsn
         self.open()
 
+    @staticmethod
+    def load() -> None:
+        """
+        Do what a process does once, before its first connection.
+        """
+
     def open(self) -> None:
         """
         Connect.
@@ -340,6 +346,16 @@ class DjangoConnection(Way):
     """
     Django's connection, inside atomic().
     """
+
+    @staticmethod
+    def load() -> None:
+        """
+        Set Django up; what that connected to is closed.
+        """
+        configure()
+        from django.db import connections
+
+        connections.close_all()
 
     def open(self) -> None:
         configure()

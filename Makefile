@@ -3,6 +3,10 @@
 SHELL := /bin/bash
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
+# Tests start many interpreters: what each imports is compiled once, also where the
+# installer, or a variable in the environment, would leave that to every single one.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/.pycache
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help venv demo demo-fleet test check format coverage faults bench bench-peers \
 	bench-growth bench-plot clean
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, configuration
 from hypothesis import settings as hypothesis_settings
@@ -125,24 +123,20 @@ def postgres_admin_dsn(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def _database_names() -> Iterator[str]:
-    return (f"fasten_test_{os.getpid()}_{number}" for number in count(1))
+def _databases(postgres_admin_dsn: str) -> Iterator[postgres.Databases]:
+    known = postgres.Databases(postgres_admin_dsn, f"fasten_test_{os.getpid()}")
+    yield known
+    known.end()
 
 
 @pytest.fixture
-def postgres_dsn(
-    postgres_admin_dsn: str, _database_names: Iterator[str]
-) -> Iterator[str]:
+def postgres_dsn(_databases: postgres.Databases) -> Iterator[str]:
     """
     Return the DSN of an empty Postgres database of this test's own.
     """
-    name = next(_database_names)
-    with psycopg.connect(postgres_admin_dsn, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield urlsplit(postgres_admin_dsn)._replace(path=f"/{name}").geturl()
-    _end_default_engine()  # which would try to reach the store that goes now
-    with psycopg.connect(postgres_admin_dsn, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    with _databases.lend() as dsn:
+        yield dsn
+        _end_default_engine()  # which would try to reach the store that goes now
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -161,8 +155,10 @@ def private_postgres(
     """
     Return a running server of this test's own, to stop, kill, pause and restart.
     """
+    config = request.config
+    template = config.stash[_FOLDER] / "template"
     try:
-        with postgres.private_server(request.config.stash[_KIND]) as server:
+        with postgres.private_server(config.stash[_KIND], template=template) as server:
             yield server
     except postgres.PostgresMissing as missing:
         outside.unavailable(str(missing))

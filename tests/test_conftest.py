@@ -58,6 +58,54 @@ class TestStores:
 
         assert "CREATE TABLE" == done
 
+    @pytest.mark.parametrize(
+        "trace",
+        [
+            "CREATE TABLE trace ()",
+            "CREATE SCHEMA trace",
+            "ALTER DATABASE {} SET work_mem = '1MB'",
+            "GRANT ALL ON SCHEMA public TO PUBLIC",
+            "REVOKE CONNECT ON DATABASE {} FROM PUBLIC",
+            "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+            "SELECT lo_create(0)",
+        ],
+    )
+    def test_a_database_is_given_again_without_a_trace(self, postgres_admin_dsn, trace):
+        """
+        Whatever a test leaves in a database, the next one has another that is empty,
+        and a straggler does not find it under the old name.
+        """
+        databases = postgres.Databases(postgres_admin_dsn, f"again_{os.getpid()}")
+        with databases.lend() as before, psycopg.connect(before) as straggler:
+            empty = _inside(before)
+            straggler.execute(trace.format(straggler.info.dbname))
+            straggler.commit()
+        with databases.lend() as after:
+            found = _inside(after)
+            with pytest.raises(psycopg.OperationalError, match="does not exist"):
+                psycopg.connect(before)
+        databases.end()
+
+        assert empty == found
+
+
+def _inside(dsn):
+    """
+    Return what tells one database from an empty one.
+    """
+    with psycopg.connect(dsn) as connection:
+        return [
+            sorted(connection.execute(sql).fetchall())
+            for sql in (
+                "SELECT nspname, nspowner::regrole, nspacl FROM pg_namespace",
+                "SELECT relname FROM pg_class",
+                "SELECT datacl FROM pg_database WHERE datname = current_database()",
+                "SELECT count(*) FROM pg_largeobject_metadata",
+                "SELECT count(*) FROM pg_default_acl",
+                "SELECT setting FROM pg_settings WHERE name = 'work_mem'",
+            )
+        ]
+
 
 class TestPrivatePostgres:
     def test_it_keeps_committed_rows_over_a_kill(self, private_postgres):

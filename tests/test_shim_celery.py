@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Celery: a real prefork worker on a real Redis.
+Celery: a real prefork worker on a real Redis; and a fan-out that ends there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
 
+import httpx
+import paho.mqtt.client as paho
 import pytest
 from celery import chain
 from redis import Redis
 
 import fasten
 from fasten.context import HEADER
+from fasten.shim import http, mqtt
+from tests import brokers
 from tests.brokers import HOSTILE_VALUES, is_minted
 from tests.checker import faults, rows_of
+from tests.cli_runs import fasten_on
 from tests.outside import wait_until
+from tests.servers import asgi_thread
 from tests.workers import worker
 
 COMMAND = (
@@ -157,3 +167,134 @@ def test_eager_tasks(fasten_trail):
 
     assert "req-2" == fasten_trail.assert_correlated()
     assert 2 == len(fasten_trail.audit)
+
+
+REQUESTS = 1000
+
+
+class Shop:
+    """
+    An ASGI application that tells a device by MQTT of each order.
+    """
+
+    def __init__(self, client):
+        self._client, self._open, self.most = client, 0, 0
+
+    async def __call__(self, scope, _receive, send):
+        self._open += 1
+        self.most = max(self.most, self._open)
+        order = scope["path"].removeprefix("/")
+        fasten.emit("ORDER_PLACED", order)
+        await asyncio.sleep(0)  # others get their turn in between
+        await mqtt.publish(self._client, f"orders/{order}", {"order": order}, qos=1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        self._open -= 1
+
+
+@contextmanager
+def connected(port):
+    """
+    Yield an MQTT client whose thread runs.
+    """
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    try:
+        yield client
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+@contextmanager
+def device(port, tasks):
+    """
+    Hand each order that comes by MQTT to the worker.
+    """
+    router, ready = mqtt.Router(), threading.Event()
+
+    @router.handler("orders/+")
+    def on_order(message, _ctx):
+        order = json.loads(message.payload)["order"]
+        fasten.emit("DEVICE_SETPOINT_UPDATED", order)
+        tasks.pick.delay(order)
+
+    with connected(port) as client:
+        client.on_subscribe = lambda *_: ready.set()
+        router.attach(client)
+        client.subscribe("orders/+", qos=1)
+        assert ready.wait(10)
+        yield
+
+
+async def order_all(url):
+    """
+    Place all orders, 40 at a time, each second one under an id of its own; return the
+    ids that the answers name.
+    """
+    numbers = iter(range(REQUESTS))
+    ids = {}
+
+    async def customer(client):
+        for n in numbers:
+            answer = await client.get(f"{url}/fan-{n}", headers=given(n))
+            ids[f"fan-{n}"] = answer.headers["X-Request-ID"]
+
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        await asyncio.gather(*(customer(client) for _ in range(40)))
+    return ids
+
+
+def given(number):
+    """
+    Return the headers of an order.
+    """
+    return {"X-Request-ID": f"mine-{number}"} if number % 2 else {}
+
+
+STOPS = {
+    ("ORDER_PLACED", "http"),
+    ("DEVICE_SETPOINT_UPDATED", "mqtt"),
+    ("JOB_COMPLETED", "task"),
+    ("BATCH_PROCESSED", "task"),
+}
+
+
+def test_a_thousand_requests_at_once(tasks, dsn, tmp_path):
+    """
+    Requests that fan out over HTTP, MQTT, Celery and a thread pool mix no id and lose
+    none: each of the four rows of each has the id that its client sent or got.
+    """
+    with (
+        brokers.mosquitto(tmp_path) as port,
+        fasten_on(dsn, spool_dir=str(tmp_path / "spool")),
+        device(port, tasks),
+        connected(port) as client,
+    ):
+        shop = Shop(client)
+        app = http.RequestIDMiddleware(http.APILogger(shop))
+        with asgi_thread(app, lifespan="off") as url:
+            ids = asyncio.run(order_all(url))
+        assert fasten.flush(60)
+        wait_until(lambda: count(dsn, "fan-%") >= 4 * REQUESTS, 120)
+
+    rows = rows_for(dsn, "fan-")
+    found = {(r["target"], r["request_id"], r["code"], r["method"]) for r in rows}
+    wanted = {(order, rid, *stop) for order, rid in ids.items() for stop in STOPS}
+    assert set() == found ^ wanted
+    assert 4 * REQUESTS == len(rows)
+    assert REQUESTS == len(set(ids.values()))
+    assert {rid for n in range(REQUESTS) for rid in given(n).values()} < set(
+        ids.values()
+    )
+    assert shop.most > 10
+
+
+def count(dsn, pattern):
+    """
+    Count the rows of some targets.
+    """
+    with closing(sqlite3.connect(dsn.removeprefix("sqlite:///"))) as connection:
+        query = "SELECT count(*) FROM audit_log WHERE target LIKE ?"
+        return connection.execute(query, (pattern,)).fetchone()[0]

@@ -32,8 +32,8 @@ class Change(NamedTuple):
     after: Mapping[str, Any] | None
 
 
-def _as_names(given: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(given)
+def _as_names(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(given)  # `tuple` itself is one of anything, to a type checker
 
 
 @attrs.frozen
@@ -56,9 +56,11 @@ class Record:
     updated: str | None = attrs.field(default=_DEFAULT, kw_only=True)
     deleted: str | None = attrs.field(default=_DEFAULT, kw_only=True)
     fields: tuple[str, ...] | None = attrs.field(
-        default=None, kw_only=True, converter=_as_names
+        default=None, kw_only=True, converter=attrs.converters.optional(_as_names)
     )
-    exclude: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
+    exclude: tuple[str, ...] = attrs.field(
+        default=(), kw_only=True, converter=_as_names
+    )
     target: Callable[[Mapping[str, Any]], object] | None = attrs.field(
         default=None, kw_only=True
     )

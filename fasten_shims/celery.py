@@ -8,24 +8,27 @@ a `worker_process_init` handler, or in the module that makes the app.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fasten.context import HEADER, current_request_id, extract, scope
 
 __all__ = ["install"]
 
+T = TypeVar("T")
+
 _SLOT: Final = "_fasten_scope"
 
 
-def install(app: Any) -> Any:
+def install(app: T) -> T:
     """
     Carry request ids through the tasks of *app*; return it. Twice does nothing.
     """
     from celery import signals
 
-    if getattr(app, "_fasten_installed", False):
+    given: Any = app
+    if getattr(given, "_fasten_installed", False):
         return app
-    app._fasten_installed = True  # noqa: SLF001  (ours)
+    given._fasten_installed = True  # noqa: SLF001  (ours)
     # weak=False: nothing else holds these functions.
     signals.before_task_publish.connect(_sending, weak=False)
     signals.task_prerun.connect(_starting, weak=False)

@@ -8,26 +8,29 @@ that makes the broker.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fasten.context import HEADER, current_request_id, extract, scope
 
 __all__ = ["install"]
 
+T = TypeVar("T")
+
 _SLOT: Final = "_fasten_scope"
 
 
-def install(broker: Any) -> Any:
+def install(broker: T) -> T:
     """
     Carry request ids through the messages of *broker*; return it. Twice does nothing.
     """
-    if getattr(broker, "_fasten_installed", False):
+    given: Any = broker
+    if getattr(given, "_fasten_installed", False):
         return broker
-    broker._fasten_installed = True  # noqa: SLF001  (ours)
+    given._fasten_installed = True  # noqa: SLF001  (ours)
     # First to start and last to end: what other middlewares send, retries and the
     # next message of a pipeline, is sent in the scope.
-    first = type(broker.middleware[0]) if broker.middleware else None
-    broker.add_middleware(_middleware(), before=first)
+    first = type(given.middleware[0]) if given.middleware else None
+    given.add_middleware(_middleware(), before=first)
     return broker
 
 

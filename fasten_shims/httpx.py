@@ -5,23 +5,26 @@ The current request id on outgoing requests of httpx, sync and async.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fasten.context import HEADER, current_request_id
 
 __all__ = ["install"]
 
+T = TypeVar("T")
 
-def install(client: Any) -> Any:
+
+def install(client: T) -> T:
     """
     Send X-Request-ID with each request of an httpx *client*; return it.
 
     A header that the caller set stays.
     """
-    if hasattr(client, "aclose"):
-        client.event_hooks["request"].append(_add_async)
+    given: Any = client
+    if hasattr(given, "aclose"):
+        given.event_hooks["request"].append(_add_async)
     else:
-        client.event_hooks["request"].append(_add)
+        given.event_hooks["request"].append(_add)
     return client
 
 

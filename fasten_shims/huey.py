@@ -11,29 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fasten.context import HEADER, current_request_id, extract, scope
 
 __all__ = ["install"]
 
+T = TypeVar("T")
+
 KEY: Final = "_fasten_request_id"
 """The keyword argument that carries an id."""
 
 
-def install(huey: Any) -> Any:
+def install(huey: T) -> T:
     """
     Carry request ids through the tasks of *huey*; return it. Twice does nothing.
     """
     from huey import signals
 
-    if getattr(huey, "_fasten_installed", False):
+    given: Any = huey
+    if getattr(given, "_fasten_installed", False):
         return huey
-    huey._fasten_installed = True  # noqa: SLF001  (ours)
+    given._fasten_installed = True  # noqa: SLF001  (ours)
     # A retry with a delay goes to the schedule, of which no signal tells in time.
-    huey.signal(signals.SIGNAL_ENQUEUED, signals.SIGNAL_RETRYING)(_sending)
-    huey.signal(signals.SIGNAL_EXECUTING)(_starting)
-    huey.execute = _scoped(huey.execute)
+    given.signal(signals.SIGNAL_ENQUEUED, signals.SIGNAL_RETRYING)(_sending)
+    given.signal(signals.SIGNAL_EXECUTING)(_starting)
+    given.execute = _scoped(given.execute)
     return huey
 
 

@@ -10,11 +10,13 @@ the request's id, so that such a service hands the same one on.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fasten.context import add_source, current, remove_source
 
 __all__ = ["ATTRIBUTE", "install"]
+
+T = TypeVar("T")
 
 ATTRIBUTE: Final = "request_id"
 """The attribute of each span that starts in a scope."""
@@ -22,7 +24,7 @@ ATTRIBUTE: Final = "request_id"
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
-def install(provider: Any) -> Any:
+def install(provider: T) -> T:
     """
     Join the spans of an SDK's TracerProvider with fasten's ids; return *provider*.
 
@@ -32,16 +34,17 @@ def install(provider: Any) -> Any:
     Raises:
         TypeError: *provider* is not the SDK's: it has no span processors.
     """
-    if not hasattr(provider, "add_span_processor"):
+    given: Any = provider
+    if not hasattr(given, "add_span_processor"):
         raise TypeError(
             f"otel.install() needs a TracerProvider of opentelemetry-sdk, not "
-            f"{type(provider).__name__}; make one, install it, and hand it to "
+            f"{type(given).__name__}; make one, install it, and hand it to "
             "opentelemetry.trace.set_tracer_provider()"
         )
-    if not getattr(provider, "_fasten_installed", False):
-        provider._fasten_installed = True  # noqa: SLF001  (ours)
-        provider.add_span_processor(_processor())
-        provider.id_generator = _generator(provider.id_generator)
+    if not getattr(given, "_fasten_installed", False):
+        given._fasten_installed = True  # noqa: SLF001  (ours)
+        given.add_span_processor(_processor())
+        given.id_generator = _generator(given.id_generator)
     # Once, however many providers: there is one current span.
     remove_source(_running)
     add_source(_running)

@@ -5,21 +5,24 @@ The current request id on outgoing requests of a `requests` session.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fasten.context import HEADER, current_request_id
 
 __all__ = ["install"]
 
+T = TypeVar("T")
 
-def install(session: Any) -> Any:
+
+def install(session: T) -> T:
     """
     Send X-Request-ID with each request of *session*; return it.
 
     A header that the caller set stays. The session's own `auth` is kept: this wraps
     the preparing of requests, for which requests has no hook.
     """
-    prepare = session.prepare_request
+    given: Any = session
+    prepare = given.prepare_request
 
     def prepare_request(request: Any) -> Any:
         prepared = prepare(request)
@@ -28,5 +31,5 @@ def install(session: Any) -> Any:
             prepared.headers.setdefault(HEADER, rid)
         return prepared
 
-    session.prepare_request = prepare_request
+    given.prepare_request = prepare_request
     return session

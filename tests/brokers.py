@@ -73,7 +73,7 @@ def _running(
         stderr=subprocess.DEVNULL,
     ) as broker:
         try:
-            wait_until(lambda: _listens(port), 30)
+            wait_until(lambda: _listens(port), 60)
             yield port
         finally:
             broker.terminate()

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -17,24 +19,49 @@ from tests.outside import ROOT
 API = ROOT / "tests" / "typing" / "api.py"
 
 
+def used():
+    """
+    Return the dotted names of what is imported or looked up there.
+    """
+    tree = ast.parse(API.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    found = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    found |= {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    return found
+
+
 def test_every_public_name_is_used():
     """
     A new public name is put to use there, so that its types are looked at.
     """
-    tree = ast.parse(API.read_text(encoding="utf-8"))
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fasten"
-    }
-    used |= {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "fasten"
-        for alias in node.names
-    }
+    wanted = {f"fasten.{name}" for name in fasten.__all__}
 
-    assert set() == set(fasten.__all__) - used
+    assert set() == wanted - used()
+
+
+def test_every_public_name_of_the_shims_is_used():
+    """
+    So is each name of each shim.
+    """
+    # `from fasten import shim`, `from fasten.shim.django import orm`
+    given = {name.replace("fasten.shim.django.orm", "orm") for name in used()}
+    given |= {f"fasten.{name}" for name in given if name.startswith("shim.")}
+    given |= {f"fasten.shim.django.{name}" for name in given if name.startswith("orm.")}
+    names = [
+        found.name
+        for found in pkgutil.walk_packages(fasten.shim.__path__, "fasten.shim.")
+    ]
+    wanted = {f"{name}.{each}" for name in names for each in public_names_of(name)}
+
+    assert set() == wanted - given
+
+
+def public_names_of(shim):
+    """
+    Return the public names of a shim, by how users spell it.
+    """
+    return import_module(shim.replace("fasten.shim", "fasten_shims")).__all__
 
 
 @pytest.mark.slow

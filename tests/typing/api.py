@@ -54,6 +54,8 @@ from fasten.codes import (
 )
 from fasten.reader import ALL_TENANTS, Principal, bearer, router
 from fasten.shim import Carrier, extract, inject, scope
+from fasten.shim.django import orm
+from fasten.shim.django.apps import FastenConfig
 from fasten.shim.stdlib import LoggingHandler, install_record_factory
 from fasten.testing import Clock, Trail, capture
 
@@ -238,14 +240,159 @@ def faces() -> None:
     print(fasten.shim.inject, fasten.processors.chain(), fasten.processors.SysTee())
 
 
+async def messages(client: Any, message: Any) -> None:
+    """
+    Shims of brokers: publish, scope, handlers by topic.
+    """
+    router = shim.mqtt.Router()
+
+    @router.handler("devices/+/setpoint")
+    def on_setpoint(_message: Any, ctx: Context) -> str:
+        return ctx.request_id
+
+    @shim.mqtt.handler("devices/#")
+    async def on_any(_message: Any, ctx: Context) -> None:
+        print(ctx.client)
+
+    said: str = on_setpoint(message, Context("a1b2c3d4"))
+    router.attach(client)
+    shim.mqtt.attach(client)
+    await shim.mqtt.publish(client, "devices/42", {"celsius": 22.5}, qos=1)
+    print(shim.mqtt.publish_sync(client, "devices/42", b"", retain=True), said, on_any)
+    await shim.mqtt.dispatch(message)
+    await shim.nats.publish(client, "orders.eu", b"{}", headers={"a": "b"})
+    await shim.amqp.publish(client, message, "orders.eu", mandatory=True)
+    print(shim.kafka.publish(client, "orders", b"{}", key=b"k"))
+    await shim.nats.Router().dispatch(message)
+    await shim.amqp.Router().dispatch(message)
+    shim.kafka.Router().dispatch_sync(message)
+    shim.nats.handler("orders.>")(print)
+    shim.amqp.handler("orders.#")(print)
+    shim.kafka.handler("orders")(print)
+    await shim.nats.dispatch(message)
+    await shim.amqp.dispatch(message)
+    await shim.kafka.dispatch(message)
+    shim.kafka.dispatch_sync(message)
+    with shim.nats.scope(message) as first, shim.amqp.scope(message) as second:
+        print(first.request_id, second.client)
+    with shim.kafka.scope(message) as third:
+        held: Context = third
+        print(held)
+
+
+@shim.scheduler.instrument
+def nightly(table: str) -> int:
+    """
+    Be run by a scheduler; keep a signature.
+    """
+    return len(table)
+
+
+@shim.scheduler.instrument(code="BATCH_PROCESSED", target="shipping")
+async def hourly() -> None:
+    """
+    Be run by another one, and recorded.
+    """
+
+
+@shim.agent.tool("search", actor="agent-7", with_arguments=True)
+def search(text: str, limit: int = 3) -> list[str]:
+    """
+    Be a tool, or refuse.
+    """
+    if not text:
+        raise shim.agent.Refused("nothing to look for")
+    return [text] * limit
+
+
+@shim.agent.tool
+async def ask(text: str) -> str:
+    """
+    Be a tool that is awaited.
+    """
+    return text
+
+
+async def jobs_and_tools() -> None:
+    """
+    What was decorated is called as before.
+    """
+    count: int = nightly("audit_log")
+    await hourly()
+    found: list[str] = search("shoes", limit=count)
+    answer: str = await ask(found[0])
+    with shim.agent.tool("llm") as call:
+        noted: shim.agent.Call = call
+        noted.record(cost_usd=0.004, tokens=812, model="m-1")
+        noted.refuse("not today")
+        noted.fail("no answer")
+        noted.note(ValueError(answer))
+
+
 def task_queues(app: Any) -> None:
     """
     Shims of task queues.
     """
-    print(shim.dramatiq.install(app), shim.huey.install(app))
+    print(shim.dramatiq.install(app), shim.huey.install(app), shim.celery.install(app))
     queue: shim.rq.Queue = shim.rq.Queue("orders", connection=app)
     job_class: type[shim.rq.Job] = shim.rq.Job
     print(queue, job_class)
+
+
+def outgoing(text: str) -> None:
+    """
+    What goes out: a client that is installed on is still that client.
+    """
+    same: str = shim.httpx.install(text) + shim.requests.install(text)
+    child: dict[str, str] = shim.subprocess.env({"PATH": "/bin"})
+    with shim.subprocess.inherited() as ctx:
+        print(same, child[shim.subprocess.VARIABLE] == ctx.request_id)
+
+
+def metrics(provider: Any, registry: Any) -> None:
+    """
+    Traces and metrics.
+    """
+    labels: dict[str, str] = shim.prometheus.exemplar()
+    print(shim.otel.install(provider), shim.otel.ATTRIBUTE, labels)
+    print(shim.prometheus.install(), shim.prometheus.install(registry))
+
+
+def webs(asgi: Any, wsgi: Any, flask: Any) -> None:
+    """
+    Middlewares of ASGI, WSGI and Flask.
+    """
+    logger = shim.http.APILogger(asgi, skip=["/health"], client=user_of)
+    app = shim.http.RequestIDMiddleware(logger, actor=user_of, tenant=user_of)
+    wrapped: shim.http.RequestIDMiddleware = shim.http.wrap(asgi, actor=user_of)
+    print(app, wrapped, shim.http.exception_handler)
+    logged = shim.wsgi.APILogger(wsgi, skip="/health")
+    print(shim.wsgi.RequestIDMiddleware(logged, actor=user_of))
+    print(shim.flask.RequestIDMiddleware(wsgi), shim.flask.APILogger(wsgi))
+    shim.flask.init_app(flask, skip="/health", actor=user_of)
+
+
+def user_of(request: Any) -> str | None:
+    """
+    Name whoever asks.
+    """
+    return str(request["user"]) if "user" in request else None
+
+
+def frameworks(get_response: Any, sessions: Any) -> None:
+    """
+    Django's middlewares and application; what ORMs change.
+    """
+    inner = shim.django.APILogger(get_response, skip="/health")
+    print(shim.django.RequestIDMiddleware(inner, actor=shim.django.username))
+    options: dict[str, Any] = shim.django.options()
+    print(options, FastenConfig.name)
+    end = shim.sqlalchemy.install(
+        sessions,
+        {UUID: shim.sqlalchemy.Record("USER", exclude=["password"], fields=["email"])},
+    )
+    end()
+    orm.install({UUID: orm.Record("USER", created="USER_CREATED", deleted=None)})()
 
 
 def calls() -> None:

@@ -151,6 +151,20 @@ class Head:
         """
         return (self.service_id, self.source_node_id, self.retention_class)
 
+    @property
+    def origin(self) -> str:
+        """
+        Return the key as one text, each part percent-encoded.
+        """
+        return "/".join(percent_encode(part, safe="") for part in self.key)
+
+    @property
+    def is_empty(self) -> bool:
+        """
+        Tell whether the chain has no rows any more, or not yet.
+        """
+        return self.count == self.pruned_count
+
 
 # --- Merkle tree (RFC 6962, section 2.1) ----------------------------------------
 

@@ -44,6 +44,23 @@ def detail(kept: Kept) -> dict[str, Any]:
     return found
 
 
+def steps_of_a_sweep(dsn: str, longs: int) -> int:
+    """
+    Return how much work SQLite has with 5 rows that go, behind so many that stay.
+    """
+    steps = []
+    kept = Kept(dsn)
+    kept.emit("n1", *["long"] * longs)
+    kept.emit("n1", *["short"] * 5)
+    kept.age(31)
+    with kept.repository.database.looking() as connection:
+        raw: Any = connection.connection.driver_connection
+        raw.set_progress_handler(lambda: steps.append(1), 100)
+    assert kept.sweep().deleted == 5
+    kept.close()
+    return len(steps)
+
+
 class TestSweep:
     def test_each_class_expires_by_its_own_period(self, kept):
         """
@@ -59,6 +76,51 @@ class TestSweep:
         assert ["long", "medium"] == sorted(
             set(kept.columns("retention_class", where="domain <> 'fasten'"))
         )
+        assert kept.verify().ok
+
+    def test_rows_of_other_classes_are_not_read_past(self, tmp_path):
+        """
+        A sweep of a chain that begins late costs what it costs in a small store.
+        """
+        small, large = (
+            steps_of_a_sweep(f"sqlite:///{tmp_path}/{longs}.db", longs)
+            for longs in (10, 3000)
+        )
+
+        assert large < 2 * small
+
+    @pytest.mark.parametrize("noted", [1, 4, 5, 6, 99, -1, "x", None])
+    def test_where_a_chain_begins_is_only_a_hint(self, kept, noted):
+        """
+        Whatever stands in meta, the sweep takes the rows that are next.
+        """
+        kept.emit("n1", *["medium"] * 3, *["short"] * 4)
+        kept.sql(
+            "UPDATE audit_log_meta SET value = ? WHERE key = 'first:shop/n1/short'",
+            json.dumps(noted),
+        )
+        kept.age(31)
+
+        assert {"short": 4} == kept.sweep().by_class
+        assert kept.verify().ok
+
+    def test_a_chain_that_was_emptied_begins_anew(self, kept):
+        """
+        With its first row after a sweep, the number in meta moves on.
+        """
+        ask = "SELECT value FROM audit_log_meta WHERE key = 'first:shop/n1/short'"
+        kept.emit("n1", "short", "short")
+        first = kept.sql(ask)
+        kept.age(31)
+        kept.sweep()
+        kept.emit("n1", "medium", "short", "short")
+
+        assert [("1",)] == first
+        assert kept.columns("monotonic_seq", where="retention_class = 'short'")[0] == (
+            int(kept.sql(ask)[0][0])
+        )
+        kept.age(31)
+        assert {"short": 2} == kept.sweep().by_class
         assert kept.verify().ok
 
     def test_one_record_tells_of_a_run(self, kept):

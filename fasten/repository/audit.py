@@ -61,6 +61,7 @@ __all__ = [
     "Turn",
     "Writer",
     "erasure_details",
+    "first_key",
 ]
 
 Load = Callable[[list[tuple[Any, ...]]], None]
@@ -337,6 +338,7 @@ class AuditRepository:
         """
         seq, ahead, now = node
         heads = self._heads(connection, writer)
+        going_on = {name for name, head in heads.items() if not head.is_empty}
         doomed = self._doomed(connection, fresh)
         sealed = self._seal(connection, writer, fresh, seq, heads, now, turn, doomed)
         if doomed:
@@ -346,6 +348,7 @@ class AuditRepository:
             fresh = [*fresh, *said]
         end = seq + len(sealed)
         self._advance(connection, writer, heads, end, now, ahead, fresh)
+        self._note_first(connection, heads, going_on, sealed)
         self._noted[writer.service, writer.node] = end, list(heads.values())
         return sealed
 
@@ -532,6 +535,23 @@ class AuditRepository:
                 new_frontier=head.frontier,
             )
 
+    def _note_first(
+        self,
+        connection: Connection,
+        heads: dict[str, chain.Head],
+        going_on: set[str],
+        sealed: list[tuple[Any, ...]],
+    ) -> None:
+        """
+        Note where a chain that had no rows begins: a sweep need not search for it.
+        """
+        born = heads.keys() - going_on
+        for row in sealed if born else ():
+            class_ = row[_SEALED_CLASS]
+            if class_ in born:
+                born.discard(class_)
+                self.meta.put(connection, first_key(heads[class_]), row[_SEQ])
+
     def _known_ids(self, ids: list[str]) -> frozenset[str]:
         with self.database.transaction() as connection:
             return self._ids_among(connection, ids)
@@ -608,7 +628,15 @@ class AuditRepository:
 _CLASS: Final = 7  # Pending.retention_class
 _ID: Final = AUDIT_COLUMNS.index("id")
 _SEQ: Final = AUDIT_COLUMNS.index("monotonic_seq")
+_SEALED_CLASS: Final = AUDIT_COLUMNS.index("retention_class")
 _ENTRY: Final = ("field", "salt", "digest", "fields", "reason")
+
+
+def first_key(head: chain.Head) -> str:
+    """
+    Return the key of meta under which the number stands from which a chain's rows are.
+    """
+    return f"first:{head.origin}"
 
 
 def _without(

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from fasten import chain
 from fasten.chain import COMMITTED_FIELDS, RECORD_CODES, RECORD_DOMAIN, Head
 from fasten.repository.anchoring import Anchor
-from fasten.repository.audit import MOST_IDS, AuditRepository, Writer
+from fasten.repository.audit import MOST_IDS, AuditRepository, Writer, first_key
 from fasten.repository.database import SchemaProblem
 from fasten.repository.erasing import Erased, Eraser
 from fasten.repository.holds import Hold, covered
@@ -295,19 +295,52 @@ class Sweeper:
         is_open = True
         while is_open:
             with self._repository.database.looking() as connection:
-                rows = self._oldest(connection, cut.head, head.seq)
-                is_open = self._take_expired(cut, rows)
+                # Most chains have nothing to give: one row tells.
+                is_open = self._look(connection, cut, head.seq, 1)
+                if is_open:
+                    is_open = self._look(connection, cut, head.seq, self._order.limit)
             yield
         if cut.count or cut.held_at is not None:
             self._cuts.append(cut)
 
-    def _oldest(self, connection: Connection, head: Head, through: int) -> list[Any]:
+    def _look(
+        self, connection: Connection, cut: _Cut, through: int, limit: int
+    ) -> bool:
+        """
+        Move *cut* over up to *limit* rows; true if all have expired.
+        """
+        rows = self._oldest(connection, cut.head, through, limit)
+        return self._take_expired(cut, rows) and len(rows) == limit
+
+    def _oldest(
+        self, connection: Connection, head: Head, through: int, limit: int
+    ) -> list[Any]:
+        """
+        Return the next rows of a chain, *through* a number, up to the limit.
+        """
+        noted = self._repository.meta.get(connection, first_key(head))
+        if type(noted) is int and noted > head.pruned_seq:
+            rows = self._between(connection, head, noted - 1, through, limit)
+            if rows and rows[0]["prev_hash"] == head.pruned_hash:
+                return rows
+        # What the chains of other classes have in between is read past.
+        return self._between(connection, head, head.pruned_seq, through, limit)
+
+    def _between(
+        self,
+        connection: Connection,
+        head: Head,
+        after: int,
+        through: int,
+        limit: int,
+    ) -> list[Any]:
         audit = self._audit.c
         is_record = sa.and_(audit.domain == RECORD_DOMAIN, audit.code.in_(RECORD_CODES))
         query = (
             sa.select(
                 audit.monotonic_seq,
                 audit.hash,
+                audit.prev_hash,
                 audit.timestamp,
                 audit.shipped_at,
                 audit.target,
@@ -317,11 +350,11 @@ class Sweeper:
             )
             .where(
                 *self._in_chain(head),
-                audit.monotonic_seq > head.pruned_seq,
+                audit.monotonic_seq > after,
                 audit.monotonic_seq <= through,
             )
             .order_by(audit.monotonic_seq)
-            .limit(self._order.limit)
+            .limit(limit)
         )
         return list(connection.execute(query).mappings())
 
@@ -335,7 +368,7 @@ class Sweeper:
 
     def _take_expired(self, cut: _Cut, rows: Sequence[Any]) -> bool:
         """
-        Move *cut* over the rows that may go; true if there may be more of them.
+        Move *cut* over the rows that may go; true if all of them may.
         """
         gone = []
         for row in rows:
@@ -351,7 +384,7 @@ class Sweeper:
             cut.from_seq = cut.from_seq or said["from_seq"]
             cut.count += len(gone)
             self._lose(gone)
-        return bool(gone) and len(gone) == self._order.limit
+        return len(gone) == len(rows)
 
     def _has_expired(self, class_: str, row: Any) -> bool:
         if not chain.is_hash(row["hash"]):
@@ -532,7 +565,7 @@ class Sweeper:
         if head is None or head.pruned_seq >= cut.head.pruned_seq:
             cut.count = 0  # somebody was here before
             return
-        rows = self._oldest(connection, head, cut.head.pruned_seq)[:limit]
+        rows = self._oldest(connection, head, cut.head.pruned_seq, limit)
         held = [row for row in rows if covered(self._holds, row)]
         if held:
             # Put since the plan was made: what is in front of it may still go.
@@ -544,12 +577,11 @@ class Sweeper:
         self.cut += len(rows)
 
     def _delete(self, connection: Connection, head: Head, rows: Sequence[Any]) -> None:
-        after = head.pruned_seq
         chain.cut(head, [(row["monotonic_seq"], row["hash"]) for row in rows])
         if has_function(connection, self._repository.dsn, "prune"):
             gone = self._call(connection, head)
         else:
-            gone = self._delete_directly(connection, head, after)
+            gone = self._delete_directly(connection, head, rows[0]["monotonic_seq"])
         if gone != len(rows):
             raise SchemaProblem(
                 f"{len(rows)} rows of {'/'.join(head.key)} were to be deleted, and "
@@ -572,7 +604,7 @@ class Sweeper:
         }
         return int(connection.execute(call, given).scalar_one())
 
-    def _delete_directly(self, connection: Connection, head: Head, after: int) -> int:
+    def _delete_directly(self, connection: Connection, head: Head, first: int) -> int:
         # First of all the head: what it has passed may go, say the triggers.
         connection.execute(
             self._head.update()
@@ -587,7 +619,7 @@ class Sweeper:
         seq = self._audit.c.monotonic_seq
         done = connection.execute(
             self._audit.delete().where(
-                *self._in_chain(head), seq > after, seq <= head.pruned_seq
+                *self._in_chain(head), seq >= first, seq <= head.pruned_seq
             )
         )
         return int(done.rowcount)

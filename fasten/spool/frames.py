@@ -52,12 +52,7 @@ __all__ = [
 
 # --- rows as bytes ----------------------------------------------------------------
 
-_FIELDS: Final = Pending._fields
-_NULLABLE: Final = tuple(
-    _FIELDS.index(name)
-    for name in ("on_behalf_of", "tenant_id", "client", "reason", "trace_id", "span_id")
-)
-TIMESTAMP: Final = _FIELDS.index("timestamp_us")
+TIMESTAMP: Final = Pending._fields.index("timestamp_us")
 """Where in a row its time stands."""
 
 Row = tuple[int, tuple[Any, ...]]
@@ -81,13 +76,17 @@ def unpack(payload: bytes) -> tuple[Any, ...]:
     Raises:
         ValueError: *payload* is not a row.
     """
-    fields: list[Any] = payload.decode().split("\0")
-    if len(fields) != len(_FIELDS):
-        raise ValueError(f"{len(fields)} fields where a row has {len(_FIELDS)}")
-    fields[TIMESTAMP] = int(fields[TIMESTAMP])
-    for position in _NULLABLE:
-        fields[position] = fields[position] or None
-    return tuple(fields)
+    # Written out: a backlog past the cache is read from here, row by row.
+    # fmt: off
+    (id_, us, code, action, severity, category, domain, class_, outcome, actor,
+     actor_kind, behalf, tenant, client, target, method, reason, request_id,
+     trace_id, span_id, detail) = payload.decode().split("\0")
+    return (
+        id_, int(us), code, action, severity, category, domain, class_, outcome, actor,
+        actor_kind, behalf or None, tenant or None, client or None, target, method,
+        reason or None, request_id, trace_id or None, span_id or None, detail,
+    )
+    # fmt: on
 
 
 # --- frames -----------------------------------------------------------------------

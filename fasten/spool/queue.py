@@ -573,7 +573,8 @@ class Spool:
             row = row_of(frame)
             if row is None or frame[0] <= at:
                 continue
-            self._add_missing(missing, at + 1, frame[0] - 1)
+            if frame[0] > at + 1:
+                self._add_missing(missing, at + 1, frame[0] - 1)
             at = frame[0]
             rows.append((at, row))
             if len(rows) == limit:

@@ -738,7 +738,9 @@ def _key_text(text: str) -> str | None:
     return b64encode(seed).decode() if len(seed) == 32 else None
 
 
-_PLAIN_PATH: Final = r"(?:\.{0,2}/)[^:=@\s]{1,200}"
+# One key in 64 begins with a slash: what is cut short is no path because of that.
+_LIKE_A_KEY: Final = r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+/_-]{24,}"
+_PLAIN_PATH: Final = rf"(?!{_LIKE_A_KEY}$)\.{{0,2}}/[^:=@\s]{{1,200}}"
 
 
 def _file_text(path: str, place: _Place) -> str:

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -121,17 +121,25 @@ class Database:
 
         from fasten.repository.patience import BoundedConnection
 
-        # Poolers strand prepared statements and refuse start-up options.
-        conninfo = self.dsn.conninfo()
         given: dict[str, str] = {
             "connect_timeout": "5",
             "application_name": "fasten",
             "target_session_attrs": "read-write" if is_writer else "any",
         }
-        ours = {k: v for k, v in given.items() if f"{k}=" not in conninfo}
         # A watchdog sees to the writer; readers are many, and see to themselves.
         kind = psycopg.Connection if is_writer else BoundedConnection
-        return kind.connect(conninfo, prepare_threshold=None, **ours)  # type: ignore[arg-type]
+        try:
+            # Poolers strand prepared statements and refuse start-up options.
+            return kind.connect(
+                self.dsn.conninfo(),
+                prepare_threshold=None,
+                **_not_in(self.dsn.conninfo(), given),
+            )
+        except psycopg.Error as error:
+            # The frames below have the password among their locals, and who shows
+            # tracebacks may show those: the error goes on without them.
+            error.__context__ = None
+            raise error.with_traceback(None) from None
 
     def _connect_sqlite(self, *, is_writer: bool) -> Any:
         import sqlite3
@@ -424,6 +432,10 @@ def is_missing(error: BaseException) -> bool:
         or getattr(original, "sqlstate", None) == "42P01"
         or "no such table" in str(original)
     )
+
+
+def _not_in(conninfo: str, given: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if f"{name}=" not in conninfo}
 
 
 def _own_sqlite(connection: Any, *, is_new: bool) -> None:

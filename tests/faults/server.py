@@ -23,7 +23,7 @@ from tests.faults.victim import Victim
 from tests.outside import wait_until
 from tests.postgres import PostgresServer
 
-__all__ = ["EXPERIMENTS", "OPERATIONS", "WAYS"]
+__all__ = ["EXPERIMENTS", "OPERATIONS", "WAYS", "guarded", "with_secret"]
 
 REFUSED_S: Final = 3.0
 HUNG_S: Final = 15.0
@@ -51,6 +51,16 @@ TERMINATE: Final = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = 'fasten'"
 )
+
+
+def count_backends(dsn: str) -> int:
+    """
+    Return how many connections fasten has to a server.
+    """
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fasten'"
+    with psycopg.connect(dsn) as connection:
+        (found,) = connection.execute(asked).fetchone() or (0,)
+        return int(found)
 
 
 # --- on the way -----------------------------------------------------------------------
@@ -252,13 +262,15 @@ def _grant(_admin: str, dsn: str) -> Done:
 def _connections(admin: str, _dsn: str) -> Done:
     user = admin.replace("postgres@", f"shop:{CANARY}@")
     with ExitStack() as stack:
-        with suppress(psycopg.OperationalError):
-            while True:
-                stack.enter_context(psycopg.connect(user))
-        ask(admin, TERMINATE)
-        with suppress(psycopg.OperationalError):  # the one that became free
-            while True:
-                stack.enter_context(psycopg.connect(user))
+
+        def is_full() -> bool:
+            ask(admin, TERMINATE)
+            with suppress(psycopg.OperationalError):
+                while True:
+                    stack.enter_context(psycopg.connect(user))
+            return not count_backends(admin)  # or it was back before us
+
+        wait_until(is_full, 20)
         yield "Postgres"
 
 
@@ -276,7 +288,7 @@ _HBA: Final = "host all shop 127.0.0.1/32 scram-sha-256\n"
 
 
 @contextmanager
-def _guarded(server: PostgresServer) -> Iterator[str]:
+def guarded(server: PostgresServer) -> Iterator[str]:
     """
     Yield a DSN of a database whose owner needs a password.
     """
@@ -295,7 +307,7 @@ def operators(grounds: Grounds, *, trials: int = 5) -> Outcome:
     """
     Do to a store, under load, what operators do; each has to be told with its cure.
     """
-    with _guarded(grounds.new_server()) as dsn:
+    with guarded(grounds.new_server()) as dsn:
         admin = urlsplit(dsn)._replace(path="/postgres").geturl()
 
         def operate(victim: Victim) -> Iterator[str]:

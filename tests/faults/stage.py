@@ -94,6 +94,9 @@ class _Serving:
             fasten.close(1)
         os._exit(0)
 
+    def call(self, action: Callable[[], object]) -> None:
+        action()
+
     def flush(self) -> bool:
         import fasten
 

@@ -189,8 +189,20 @@ class Victim:
         """
         Return everything that it has said, for the search for secrets.
         """
-        paths = sorted(self._folder.glob(f"{self.plan.name}.*"))
-        return "\n".join(path.read_text(errors="replace") for path in paths)
+        return "\n".join(path.read_text(errors="replace") for path in self.files())
+
+    def files(self) -> list[Path]:
+        """
+        Return the files that it writes to.
+        """
+        return sorted(self._folder.glob(f"{self.plan.name}.*"))
+
+    def tells(self, name: str) -> str:
+        """
+        Return what it has written to one of them so far.
+        """
+        path = self._path(name)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def stop(self, timeout: float = 60.0) -> Report:
         """

@@ -65,11 +65,11 @@ def run_program(
     )
 
 
-def program(*words: str) -> list[str]:
+def program(*words: str, first: str = "") -> list[str]:
     """
-    Return the command line of `fasten WORDS`.
+    Return the command line of `fasten WORDS`; *first* is done before that.
     """
-    code = "from fasten.cli import main; main(prog_name='fasten')"
+    code = f"{first}from fasten.cli import main; main(prog_name='fasten')"
     return [sys.executable, "-W", "error", "-c", code, *words]
 
 
@@ -77,15 +77,26 @@ def _environ(env: Mapping[str, str] | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
 
 
-def in_terminal(*words: str, columns: int = 80, **env: str) -> tuple[int, str]:
+def in_terminal(
+    *words: str, columns: int = 80, keys: tuple[str, str] = ("", ""), **env: str
+) -> tuple[int, str]:
     """
     Run `fasten WORDS` on a terminal; return its exit code and what is seen there.
+
+    Of *keys* the second is typed once the first is seen; its stderr is the terminal's,
+    too, where keys are typed.
     """
     ours, theirs = pty.openpty()
+    expected, typed = (text.encode() for text in keys)
     try:
         given = {"COLUMNS": str(columns), "TERM": "xterm-256color", **env}
         process = subprocess.Popen(
-            program(*words), env=_environ(given), stdin=theirs, stdout=theirs
+            program(*words, first=_OWN_TERMINAL),
+            env=_environ(given),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs if typed else None,
+            start_new_session=True,
         )
     finally:
         os.close(theirs)
@@ -93,8 +104,15 @@ def in_terminal(*words: str, columns: int = 80, **env: str) -> tuple[int, str]:
     # EIO is how Linux says that nobody holds the other end any more.
     while chunk := _read(ours):
         seen += chunk
+        if typed and expected in seen:
+            os.write(ours, typed)
+            typed = b""
     os.close(ours)
     return process.wait(60), seen.decode().replace("\r\n", "\n")
+
+
+# So that Ctrl-C is a signal, as where a shell was started.
+_OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
 
 
 def _read(fd: int) -> bytes:

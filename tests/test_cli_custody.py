@@ -15,7 +15,7 @@ import pytest
 import fasten
 from fasten import engine
 from fasten.settings import Settings
-from tests.cli_runs import fasten_on, run
+from tests.cli_runs import fasten_on, in_terminal, run
 from tests.stores import Kept
 
 DAY_NS = 86_400 * 10**9
@@ -214,6 +214,20 @@ class TestErase:
         assert None not in kept.columns("target")
         assert "backups" in first.stderr
         assert 0 == run("verify").exit_code
+
+    @pytest.mark.parametrize(("key", "code", "left"), [("n", 1, 5), ("y", 0, 0)])
+    def test_somebody_is_asked(self, kept, key, code, left):
+        """
+        On a terminal, where --yes is not given; elsewhere it is wrong usage.
+        """
+        words = ("erase", "--actor", "ann", "--reason", "asked for")
+        nobody = run(*words)
+        done, seen = in_terminal(*words, keys=("for good? [y/N]: ", f"{key}\n"))
+
+        assert 2 == nobody.exit_code
+        assert code == done
+        assert "Erase actor 'ann', for good?" in seen
+        assert left == kept.columns("actor").count("ann")
 
     def test_a_dry_run_counts(self, kept):
         """

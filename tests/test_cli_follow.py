@@ -567,6 +567,20 @@ class TestTerminal:
             assert 0 == tail.process.wait(30)
             assert [] == tail.said
 
+    def test_ctrl_c_is_typed(self, sqlite_dsn):
+        """
+        On a terminal: the line in colour, the key's echo, and the prompt again.
+        """
+        with fasten_on(sqlite_dsn):
+            fasten.emit("USER_CREATED", "u-42", outcome="failure")
+        code, seen = in_terminal(
+            *("tail", "-f", "--dsn", sqlite_dsn), keys=("target=u-42", "\x03")
+        )
+
+        assert 0 == code
+        assert "\x1b[" in seen
+        assert seen.rstrip("\n").endswith("target=u-42\n^C")
+
     def test_help_fits(self):
         """
         The help of the largest command fits 80 columns.

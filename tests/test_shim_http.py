@@ -14,6 +14,7 @@ import gc
 import re
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -280,35 +281,69 @@ class TestRequestId:
         assert [200, None] == [message.get("status") for message in sent]
 
 
-class TestPage:
-    def test_the_pages_snippet_runs_as_printed(self, fasten_trail):
-        """
-        app.py of the landing page, between its import and its route.
-        """
-        app = FastAPI()
-        app.add_middleware(RequestIDMiddleware)
-        app.add_middleware(APILogger, skip={"/health"})
+PAGE = """
+# app.py
+import fasten
+from fasten.shim.http import RequestIDMiddleware, APILogger
 
-        @app.post("/users")
-        async def create(request: Request) -> None:
-            u = await request.json()
-            fasten.emit(
-                code="USER_CREATED",
-                target=u["id"],
-                actor="admin",
-                detail={"email": u["email"]},
-            )
-            fasten.log.info("user_created", user_id=u["id"])
+fasten.init()                                      # reads env
+app.add_middleware(RequestIDMiddleware)            # mints / honours X-Request-ID
+app.add_middleware(APILogger, skip={"/health"}) # one api row per request
+
+@app.post("/users")
+async def create(u, actor):
+    fasten.emit(code="USER_CREATED", target=u.id,
+               actor=actor.id, detail={"email": u.email})
+    fasten.log.info("user_created", user_id=u.id)
+"""
+
+
+class Users:
+    """
+    An application whose routes get a user and an actor, as the page takes for granted.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self.add_middleware = app.add_middleware
+
+    def post(self, path: str) -> Any:
+        """
+        Make of the page's function a route of FastAPI's.
+        """
+
+        def decorate(create: Any) -> Any:
+            @self._app.post(path)
+            async def route(request: Request) -> None:
+                given = SimpleNamespace(**await request.json())
+                await create(given, SimpleNamespace(id="admin"))
+
+            return create
+
+        return decorate
+
+
+class TestPage:
+    def test_the_pages_snippet_runs_as_printed(self, fasten_trail, monkeypatch):
+        """
+        app.py of the landing page, to the letter: the request's id is on each stream.
+        """
+        monkeypatch.setenv("FASTEN_SERVICE_ID", "my-service")
+        app = FastAPI()
+        exec(compile(PAGE, "app.py", "exec"), {"app": Users(app)})
 
         @app.get("/health")
         async def health() -> None: ...
 
         with asgi_thread(app) as url, httpx.Client(base_url=url) as client:
             client.get("/health")
-            client.post("/users", json={"id": "u-42", "email": "a@b.example"})
+            user = {"id": "u-42", "email": "a@b.example"}
+            answer = client.post("/users", json=user)
         (row,) = fasten_trail.api
 
         fasten_trail.assert_emitted("USER_CREATED", target="u-42", actor="admin")
+        assert [("user_created", "u-42")] == pick(fasten_trail.sys, "event", "user_id")
+        assert fasten_trail.assert_correlated(answer.headers["x-request-id"])
         assert ("POST", "/users", "/users", 200) == (
             row["method"],
             row["path"],

@@ -47,6 +47,7 @@ def findings(done) -> dict[str, list[dict]]:
     """
     Return what `--json` says, by check.
     """
+    assert done.stdout, getattr(done, "exception", None) or done.stderr
     told: dict[str, list[dict]] = {}
     for finding in json.loads(done.stdout)["checks"]:
         told.setdefault(finding["check"], []).append(finding)

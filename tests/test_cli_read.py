@@ -270,6 +270,20 @@ class TestTail:
         assert "201  POST    /users" in asked.stdout
         assert "slow" in found.stdout
 
+    def test_text_is_looked_for_in_every_line(self, store_dsn, monkeypatch):
+        """
+        A page of a search looks at so many lines; the command goes on behind them.
+        """
+        monkeypatch.setattr("fasten.repository.stream.SEARCHED", 10)
+        dsn = f"{store_dsn}?table=sys_log"
+        with fasten_on(None, sys_dsn=dsn):
+            for number in range(35):
+                fasten.log.info("needle" if number == 3 else "hay", n=number)
+        done = run("tail", "--stream", "sys", "--dsn", dsn, "--q", "needle")
+
+        assert (0, "") == (done.exit_code, done.stderr)
+        assert ["needle  n=3"] == [line[-11:] for line in done.stdout.splitlines()]
+
     def test_memory_is_not_a_store(self, store_dsn):
         """
         Without FASTEN_SYS_DSN there is nothing to read from here, and how to get at it.

@@ -263,13 +263,13 @@ class TestNobodySeesAnother:
             assert (400, "order") == (status, json.loads(body)["parameter"])
             return
         for token, principal in PRINCIPALS.items():
-            found, cursor, is_last = [], {}, False
-            while not is_last:
+            found, cursor, page = [], None, {"next": {}}
+            while page["next"] != cursor:
+                cursor = page["next"]
                 given = {"order": "stored", "limit": 1, "code": "USER_CREATED"}
-                page = json.loads(ask(opened, token, "/audit", **given, **cursor)[1])
+                given |= {"cursor": cursor} if cursor else {}
+                page = json.loads(ask(opened, token, "/audit", **given)[1])
                 found += page["rows"]
-                cursor = {"cursor": page["next"]}
-                is_last = not page["rows"]
             own = NUMBER if principal.tenant in TENANTS else 0
 
             assert own == len({row["id"] for row in found}) == len(found)

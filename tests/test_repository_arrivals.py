@@ -37,6 +37,7 @@ def pages(kept: Kept, query: Query) -> tuple[list[AuditRow], str]:
     while True:
         page = kept.repository.query(query)
         rows += page.rows
+
         assert page.next is not None
         if query.is_last(page):
             return rows, page.next
@@ -62,6 +63,20 @@ class TestPages:
             rows, _ = pages(kept, attrs.evolve(STORED, limit=limit))
 
             assert ALL == numbers(rows)
+
+    def test_what_a_page_looks_through_is_bounded(self, kept, monkeypatch):
+        """
+        A filter that finds little has pages without a row, and goes on behind them.
+        """
+        monkeypatch.setattr("fasten.repository.arrivals.LOOKED_THROUGH", 3)
+        asked = attrs.evolve(STORED, filters={"retention_class": "medium"})
+        first = kept.repository.query(asked)
+        rows, _ = pages(kept, asked)
+
+        assert [] == first.rows
+        assert not asked.is_last(first)
+        assert [("n2", 1)] == numbers(rows)
+        assert ALL == numbers(pages(kept, STORED)[0])
 
     def test_what_comes_later_follows(self, kept):
         """

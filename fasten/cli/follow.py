@@ -146,9 +146,9 @@ class StoredFollower:
         while True:
             page = self._source.page(asked)
             rows += page.rows
-            asked = attrs.evolve(asked, cursor=page.next or asked.cursor)
             if asked.is_last(page):
                 break
+            asked = attrs.evolve(asked, cursor=page.next)
         # Only now: a look that fails half-way is done again as a whole.
         self._cursor = asked.cursor
         return self._seen.fresh(sorted(rows, key=_id))

@@ -23,10 +23,13 @@ from fasten.repository.reading import AuditReader, microseconds
 from fasten.repository.tables import Tables
 from fasten.rows import END, AuditRow, Page, Query
 
-__all__ = ["Arrivals"]
+__all__ = ["LOOKED_THROUGH", "Arrivals"]
 
 Place = tuple[str, str]
 """A (service, node): what numbers its rows by itself."""
+
+LOOKED_THROUGH: Final = 50_000
+"""How many numbers a page covers: a filter that finds little costs no more."""
 
 _KEY: Final = 6
 _NUMBER: Final = 6
@@ -136,6 +139,8 @@ class Arrivals:
         """
         Return the rows behind the query's cursor, and always a next one.
 
+        It is the same cursor once there is nothing behind it.
+
         Raises:
             InvalidQuery: the cursor is from elsewhere.
         """
@@ -163,21 +168,25 @@ class Arrivals:
         self, position: _Position, ends: Mapping[Place, int], query: Query
     ) -> tuple[list[AuditRow], _Position]:
         wanted = query.offset + query.limit
-        numbers = dict(position.numbers)
+        numbers, left = dict(position.numbers), LOOKED_THROUGH
         rows: list[AuditRow] = []
         for place, end in sorted(ends.items()):
             after = numbers.get(_key(place), 0)
             if after >= end:
                 continue
+            until = min(end, after + left)
             rows += self._reader.between(
                 place,
                 after,
-                end,
+                until,
                 attrs.evolve(query, limit=wanted - len(rows)),
                 stored_from_us=position.stored_from_us,
             )
             if len(rows) == wanted:
-                numbers[_key(place)] = rows[-1].monotonic_seq or end
+                numbers[_key(place)] = rows[-1].monotonic_seq or until
                 break
-            numbers[_key(place)] = end
+            numbers[_key(place)] = until
+            left -= until - after
+            if not left:
+                break
         return rows, attrs.evolve(position, numbers=numbers)

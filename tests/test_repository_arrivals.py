@@ -120,16 +120,21 @@ class TestPages:
             pages(kept, attrs.evolve(asked, cursor=page.next, offset=0))[0]
         )
 
-    def test_a_store_that_went_back(self, kept):
+    def test_a_store_that_went_back(self, kept, monkeypatch):
         """
         Behind a store that was emptied, what it takes from then on is told.
         """
-        page = kept.repository.query(attrs.evolve(STORED, cursor=END))
-        kept.sql("UPDATE audit_log_node SET seq = 3")
-        rows, cursor = pages(kept, attrs.evolve(STORED, cursor=page.next))
+        monkeypatch.setattr("fasten.repository.arrivals.UNSETTLED_US", -1_000)
+        for begun in (END, pages(kept, STORED)[1]):
+            page = kept.repository.query(attrs.evolve(STORED, cursor=begun))
+            kept.sql("UPDATE audit_log_node SET seq = seq - 1")
+            rows, cursor = pages(kept, attrs.evolve(STORED, cursor=page.next))
+            kept.sql("UPDATE audit_log_node SET seq = seq + 1")
+            kept.emit("n1", "long")
+            later, _ = pages(kept, attrs.evolve(STORED, cursor=cursor))
 
-        assert [] == rows
-        assert ([], cursor) == pages(kept, attrs.evolve(STORED, cursor=cursor))
+            assert [] == rows
+            assert kept.repository.positions()["shop", "n1"] == later[-1].monotonic_seq
 
     @pytest.mark.parametrize(
         "cursor", ["", "x", "endless", "bm9u", "\xe9", encode_cursor("audit", "evt-1")]

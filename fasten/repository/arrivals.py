@@ -9,7 +9,7 @@ a number on its node, and none is given twice.
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -23,13 +23,16 @@ from fasten.repository.reading import AuditReader, microseconds
 from fasten.repository.tables import Tables
 from fasten.rows import END, AuditRow, Page, Query
 
-__all__ = ["LOOKED_THROUGH", "Arrivals"]
+__all__ = ["LOOKED_THROUGH", "UNSETTLED_US", "Arrivals"]
 
 Place = tuple[str, str]
 """A (service, node): what numbers its rows by itself."""
 
 LOOKED_THROUGH: Final = 50_000
 """How many numbers a page covers: a filter that finds little costs no more."""
+
+UNSETTLED_US: Final = 60_000_000
+"""By how much a row may be committed after others that were stored later."""
 
 _KEY: Final = 6
 _NUMBER: Final = 6
@@ -41,12 +44,12 @@ class _Position:
     """
     How far each place has been read, by a hash of its name.
 
-    *begun_us* is the store's time when reading began. Once the store has gone back
-    (*is_restored*), rows stored before that are no news.
+    All that was stored up to *settled_us* has been read. Once the store has gone back
+    (*is_restored*) that tells what is news there.
     """
 
     numbers: Mapping[bytes, int] = attrs.field(factory=dict)
-    begun_us: int = 0
+    settled_us: int = 0
     is_restored: bool = False
 
     @property
@@ -54,7 +57,7 @@ class _Position:
         """
         Return from when on a row counts.
         """
-        return self.begun_us if self.is_restored else 0
+        return self.settled_us if self.is_restored else 0
 
     def beside(self, ends: Mapping[Place, int]) -> _Position:
         """
@@ -69,6 +72,14 @@ class _Position:
             return self
         return attrs.evolve(self, numbers=kept, is_restored=True)
 
+    def behind(self, rows: Sequence[AuditRow]) -> _Position:
+        """
+        Return the place behind *rows*, the last that the store has.
+        """
+        newest = [microseconds(row.stored_at) for row in rows if row.stored_at]
+        settled_us = max([self.settled_us, *(us - UNSETTLED_US for us in newest)])
+        return attrs.evolve(self, settled_us=settled_us, is_restored=False)
+
     def encode(self) -> str:
         """
         Make the opaque cursor that stands for this.
@@ -76,7 +87,7 @@ class _Position:
         Whoever takes it apart learns how many rows there are, as from the numbers in
         the rows, but no names.
         """
-        raw = b"n" + bytes([self.is_restored]) + self.begun_us.to_bytes(_TIME)
+        raw = b"n" + bytes([self.is_restored]) + self.settled_us.to_bytes(_TIME)
         for key, number in sorted(self.numbers.items()):
             raw += key + number.to_bytes(_NUMBER)
         return urlsafe_b64encode(raw).decode().rstrip("=")
@@ -102,7 +113,7 @@ class _Position:
             )
         return cls(
             numbers=dict(_entries(entries)),
-            begun_us=int.from_bytes(raw[2 : 2 + _TIME]),
+            settled_us=int.from_bytes(raw[2 : 2 + _TIME]),
             is_restored=bool(raw[1]),
         )
 
@@ -162,7 +173,7 @@ class Arrivals:
         with self._database.reading(within_s) as connection:
             now = connection.execute(asked).scalar_one()
         numbers = {_key(place): end for place, end in self.ends(within_s).items()}
-        return _Position(numbers=numbers, begun_us=microseconds(now))
+        return _Position(numbers=numbers, settled_us=microseconds(now))
 
     def _behind(
         self, position: _Position, ends: Mapping[Place, int], query: Query
@@ -189,4 +200,6 @@ class Arrivals:
             left -= until - after
             if not left:
                 break
-        return rows, attrs.evolve(position, numbers=numbers)
+        moved = attrs.evolve(position, numbers=numbers)
+        is_whole = all(numbers.get(_key(place)) == end for place, end in ends.items())
+        return rows, moved.behind(rows) if is_whole else moved

@@ -130,10 +130,28 @@ def _kept(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [known[row] for row in TARGETS if row in known]
 
 
+def _print_costs(write: Callable[[str], None]) -> None:
+    """
+    Print what each shim costs, the median of its rounds, for benchmarks/README.md.
+    """
+    if not _costs:
+        return
+    write("")
+    write("| shim | bare client, us of CPU | with the shim | the shim's part |")
+    write("|---|---|---|---|")
+    for shim, rounds in _costs.items():
+        bare, through = (
+            median(list(each)) / 1000 for each in zip(*rounds, strict=True)
+        )
+        added = median([b - a for a, b in rounds]) / 1000
+        write(f"| {shim} | {bare:.1f} | {through:.1f} | {added:+.1f} |")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """
-    Print the table, and write it as JSON to benchmarks/results.json.
+    Print the tables, and write the first as JSON to benchmarks/results.json.
     """
+    _print_costs(terminalreporter.write_line)
     lines = _lines()
     if not lines:
         return

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Scheduled jobs: an id per run, with the real APScheduler and plain functions.
+Scheduled jobs: an id per run, with the real APScheduler, `schedule`, and by hand.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import threading
 from datetime import datetime
 
 import pytest
+import schedule
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 
 import fasten
@@ -120,3 +122,56 @@ def test_apscheduler_runs_it(fasten_trail):
         scheduler.shutdown()
 
     assert fasten_trail.assert_correlated().startswith("scheduler-")
+
+
+def test_apscheduler_awaits_it(fasten_trail):
+    """
+    The real APScheduler of asyncio awaits an instrumented coroutine function, each run
+    under an id of its own, and what is recorded names its end.
+    """
+
+    async def main():
+        done = asyncio.Queue()
+
+        @instrument(code="JOB_COMPLETED", target="sync")
+        async def job(number):
+            await asyncio.sleep(0)
+            await done.put(number)
+
+        scheduler = AsyncIOScheduler()
+        now = datetime.now()  # noqa: DTZ005
+        for number in range(2):
+            scheduler.add_job(job, "date", run_date=now, args=[number])
+        scheduler.start()
+        ran = {await asyncio.wait_for(done.get(), 10) for _ in range(2)}
+        await asyncio.to_thread(wait_until, lambda: len(fasten_trail.audit) == 4, 10)
+        await asyncio.to_thread(wait_until, lambda: not scheduler.get_jobs(), 10)
+        scheduler.shutdown()
+        return ran
+
+    assert {0, 1} == asyncio.run(asyncio.wait_for(main(), 20))
+    rows = fasten_trail.audit
+    assert 2 == len({row["request_id"] for row in rows})
+    assert ["success", "success", "unknown", "unknown"] == sorted(
+        row["outcome"] for row in rows
+    )
+
+
+def test_schedule_runs_it(fasten_trail):
+    """
+    The package `schedule` runs an instrumented job under its own name.
+    """
+
+    @instrument
+    def nightly(table):
+        fasten.emit("JOB_COMPLETED", table)
+
+    plan = schedule.Scheduler()
+    job = plan.every().day.do(nightly, "audit_log")
+    plan.run_all()
+    plan.run_all()
+
+    assert "do=nightly" in str(job)
+    ids = {row["request_id"] for row in fasten_trail.audit}
+    assert 2 == len(ids)
+    assert {"scheduler-"} == {rid[:10] for rid in ids}

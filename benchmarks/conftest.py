@@ -43,6 +43,14 @@ TARGETS: dict[str, tuple[str, float, float, str]] = {
     "log": ("log line with the chain / without it", 1.25, 1.2, "<="),
     "log/s": ("the same at 500/s", 1.25, 1.2, "<="),
     "log/keys": ("log line with the chain / of the same keys without", 1.25, 1.2, "<="),
+    "rss": ("resident memory added: import, MiB", 30.0, 20.0, "<="),
+    "rss s1": ("... and a row stored in SQLite", 70.0, 55.0, "<="),
+    "rss s": ("... and 10 k rows", 100.0, 75.0, "<="),
+    "rss p1": ("... and a row stored in Postgres", 70.0, 60.0, "<="),
+    "rss p": ("... and 10 k rows", 100.0, 75.0, "<="),
+    "rss a": ("... and 20 k rows, the store away", 100.0, 75.0, "<="),
+    "rss d": ("the same, settings of a small device", 80.0, 60.0, "<="),
+    "spool": ("journal per row while the store is away, bytes", 1500.0, 900.0, "<="),
     "mem": ("memory of a queued row, bytes", 2048.0, 1024.0, "<="),
 }
 

@@ -32,6 +32,9 @@ from tests.cli_runs import (
 from tests.outside import wait_until
 from tests.servers import asgi_thread, free_port
 
+# Programs, each some seconds; what they show comes from stores.
+pytestmark = pytest.mark.slow
+
 TOKEN = "s3cret-token"
 ENV = {"FASTEN_READER_TOKEN": TOKEN}
 CODE = ("--code", "JOB_COMPLETED")

@@ -50,6 +50,7 @@ def reader(tmp_path: Path) -> Reader:
     return Reader(tmp_path, {**os.environ, **ENVIRONMENT})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", SECTIONS)
 def test_each_block_does_what_its_page_says(reader, blocks):
     """

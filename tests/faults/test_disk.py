@@ -10,6 +10,9 @@ import pytest
 from tests.faults import disk
 from tests.faults.grounds import STORES, Grounds
 
+# What stores and files do is the same for every interpreter.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "trials"),

@@ -10,6 +10,9 @@ import pytest
 from tests.faults import forgery
 from tests.faults.grounds import STORES, Grounds
 
+# What stores and files do is the same for every interpreter.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("store", STORES)
 def test_an_edited_column_is_found(store: str, grounds: Grounds) -> None:

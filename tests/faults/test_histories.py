@@ -10,6 +10,9 @@ import pytest
 from tests.faults import histories
 from tests.faults.grounds import STORES, Grounds
 
+# What stores and files do is the same for every interpreter.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("store", STORES)
 def test_untouched_histories_never_alarm(store: str, grounds: Grounds) -> None:

@@ -5,6 +5,8 @@ Short forms of the experiments in `forks`, `crew`, `times`, `back` and `soak`.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.faults import back, crew, forks, soak, times
@@ -20,6 +22,7 @@ def test_forks(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 def test_workers(grounds: Grounds) -> None:
     """
     Workers share nothing and keep little: a connection each while busy, none idle.
@@ -49,6 +52,7 @@ def test_many_ids(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_restored_under_load(store: str, grounds: Grounds) -> None:
     """
@@ -59,6 +63,7 @@ def test_restored_under_load(store: str, grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 def test_restored_while_down(grounds: Grounds) -> None:
     """
     A service that starts over a restored backup fills it from its journals.
@@ -68,10 +73,12 @@ def test_restored_while_down(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 def test_soak(grounds: Grounds) -> None:
     """
-    Services live through a random fault every few seconds.
+    Services live through a random fault every few seconds; SOAK_S says how long.
     """
-    outcome = soak.soak(grounds, seconds=25, rest_s=(0.5, 2.0))
+    seconds = float(os.environ.get("SOAK_S", "25"))
+    outcome = soak.soak(grounds, seconds=seconds, rest_s=(0.5, 4.0))
 
     assert outcome.holds, outcome.line()

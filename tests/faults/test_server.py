@@ -10,6 +10,9 @@ import pytest
 from tests.faults import server
 from tests.faults.grounds import Grounds
 
+# What stores and files do is the same for every interpreter.
+pytestmark = pytest.mark.slow
+
 SHORT = {"reply-lost": 20, "commit-lost": 5, "cut": 5, "terminated": 5}
 
 

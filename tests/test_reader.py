@@ -56,7 +56,7 @@ def stored(start):
         fasten.emit("USER_CREATED", "u-42", detail={"email": "a@ex.com"})
         fasten.log.info("user_created", user_id="u-42")
         fasten.record_api(method="POST", path="/users", route="/users", status=201)
-    assert fasten.flush()
+    assert fasten.flush(20)
 
 
 def ask(route, /, headers=(), *, router=None, verb="GET", **parameters):
@@ -272,7 +272,7 @@ class TestEnvelope:
         """
         fasten.init(service_id="shop", node_id="n-1", stdout="")
         fasten.emit("USER_CREATED", "u-1")
-        fasten.flush()
+        fasten.flush(20)
         found = page("/audit", code="USER_CREATED", count="true")
 
         assert ("ring", f"n-1/{os.getpid()}", 1) == (
@@ -311,7 +311,7 @@ class TestPaging:
                 fasten.emit("ORDER_PLACED", f"o-{number}")
                 fasten.log.info(f"line-{number}")
                 fasten.record_api(method="GET", path=f"/{number}", status=200)
-        assert fasten.flush()
+        assert fasten.flush(20)
 
     def all(self, path, key, **parameters):
         """
@@ -462,7 +462,7 @@ class TestFilters:
             fasten.emit("ORDER_PLACED", "o-1")
             fasten.log.info("hello")
             fasten.record_api(method="PUT", path="/o", status=200)
-        assert fasten.flush()
+        assert fasten.flush(20)
 
     def test_every_wire_key_of_an_audit_row(self):
         """
@@ -839,7 +839,7 @@ class TestReadsAreAudited:
         opened = reader.router("none")
         for _ in range(5):
             ask("/audit", router=opened, code="AUDIT_READ")
-            fasten.flush()
+            fasten.flush(20)
         found = json.loads(ask("/audit", router=opened, code="AUDIT_READ").body)
 
         assert 1 == len(found["rows"])
@@ -923,7 +923,7 @@ class TestTrouble:
         engine = start()
         for target in ("edited", "whole"):
             fasten.emit("USER_CREATED", target, detail={"a": 1})
-        assert fasten.flush()
+        assert fasten.flush(20)
         with closing(sqlite3.connect(engine.settings.audit_dsn.path)) as store, store:
             store.execute(
                 "UPDATE audit_log SET detail = ? WHERE target = 'edited'", (text,)
@@ -975,7 +975,7 @@ class TestTrouble:
         """
         start()
         fasten.emit("USER_CREATED", "u-1")
-        assert fasten.flush()
+        assert fasten.flush(20)
         monkeypatch.setattr("fasten.reader.routes.BUDGET_S", -1.0)
         monkeypatch.setattr("fasten.repository.database.STEPS", 1)
         response = ask("/audit")
@@ -1012,7 +1012,7 @@ class TestTrouble:
         engine = start()
         for number in range(250):
             fasten.emit("USER_CREATED", f"u-{number}")
-        assert fasten.flush()
+        assert fasten.flush(20)
         body = ask("/audit", LINES).body
         first = next(body)
         with closing(sqlite3.connect(engine.settings.audit_dsn.path)) as store:

@@ -267,7 +267,7 @@ class TestOwnToken:
             fasten.emit("USER_CREATED", "u-1")
             fasten.log.info("hello")
             fasten.record_api(method="GET", path="/", status=200)
-        fasten.flush()
+        fasten.flush(20)
         headers = {"Authorization": f"Bearer {CANARY}"}
         response = reader.handle("GET", "/correlate", "request_id=req-1", headers)
         rows = json.loads(response.body)["rows"]
@@ -546,7 +546,7 @@ class TestScopes:
             for _ in range(3):
                 fasten.emit("USER_CREATED", "u-1")
                 fasten.log.info("hello")
-        fasten.flush()
+        fasten.flush(20)
         opened = reader.router(
             auth={
                 "all": Principal("a", "acme"),

@@ -8,6 +8,7 @@ may create databases); FASTEN_TEST_POSTGRES=wheel|system chooses which to start.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +58,16 @@ def pytest_configure_node(node: Any) -> None:
     Tell an xdist worker which folder the workers' shared server has.
     """
     node.workerinput["postgres_folder"] = str(node.config.stash[_FOLDER])
+
+
+def pytest_collection_finish() -> None:
+    """
+    Have the garbage collector leave alone what stays to the end: thousands of tests.
+
+    Of two million objects it would look at each again and again, for seconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1481,6 +1481,26 @@ print(len(rows), missing, len(list(folder.glob("*.seg"))) > 3)
 
         assert (list(range(1, 13)), []) == (sorted(rows), missing)
 
+    def test_closed_segments_taken_away(self, tmp_path):
+        """
+        One look later, the rows of such a file that are in memory are in another.
+        """
+        clock = Clock()
+        journal = make_spool(tmp_path, clock=clock)
+        put(journal, *range(1, 11))
+        journal.seal()
+        journal.maintain()
+        put(journal, 11)
+        for path in segments(tmp_path):
+            if b"u-4" in path.read_bytes():
+                path.unlink()
+        clock.now += 5
+        journal.maintain()
+        abandon(journal)
+        rows, missing = find(tmp_path)
+
+        assert (list(range(1, 12)), []) == (sorted(rows), missing)
+
     def test_segment_taken_away_while_it_is_read(self, tmp_path):
         """
         A backlog that is being read from the journal goes on where it was rescued to.

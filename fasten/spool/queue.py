@@ -701,14 +701,15 @@ class Spool:
     def _tend(self, now: float) -> None:
         if self._seen != self._last:
             self._seen, self._touched_at = self._last, now
+        if self._journal is not None and now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            self._look_after(self._journal)
+        # At once: until then, what was in a file that is gone is in memory only.
         if now >= self._retry_at and (self._is_broken or self._unwritten_from):
             self._recover()
         journal = self._journal
         if journal is None:
             return
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_S
-            self._look_after(journal)
         self._mark(now)
         self._shut()
         for segment in tuple(self._closed):

@@ -173,6 +173,15 @@ class PostgresServer:
         host = str(self.datadir.parent).replace("/", "%2F")
         return f"postgres://postgres@{host}:{self.port}/{database}"
 
+    def run(self, program: str, *words: str | Path) -> None:
+        """
+        Run one of its programs, `pg_restore` say, and wait for its end.
+
+        Raises:
+            PostgresFailed: it failed; its words are in the log.
+        """
+        self._run([self._bindir / program, *words])
+
     # --- what it does -----------------------------------------------------------
 
     def start(self, timeout: float = 60.0) -> PostgresServer:
@@ -226,6 +235,30 @@ class PostgresServer:
         """
         self._signal_all(signal.SIGCONT)
 
+    @contextmanager
+    def standby(self, name: str, via: str) -> Iterator[PostgresServer]:
+        """
+        Run a copy that follows it, asynchronously, by way of the DSN *via*.
+        """
+        datadir = self.datadir.parent / name
+        options = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        self.run("pg_basebackup", "-D", datadir, "-d", via, *options)
+        copy = PostgresServer(self._bindir, datadir, self._settings)
+        copy._configure()
+        try:
+            yield copy.start()
+        finally:
+            _end(copy)
+
+    def promote(self) -> None:
+        """
+        Have a standby follow no more, and take writes.
+
+        Raises:
+            PostgresFailed: it does not.
+        """
+        self.run("pg_ctl", "promote", "-D", self.datadir)
+
     # --- how --------------------------------------------------------------------
 
     def _initialize(self) -> None:
@@ -238,6 +271,9 @@ class PostgresServer:
                     self._create(self._template)
             # A tenth of the time, and the owner and the modes are kept.
             subprocess.run(["cp", "-a", self._template, self.datadir], check=True)
+        self._configure()
+
+    def _configure(self) -> None:
         with (self.datadir / "postgresql.conf").open("a") as conf:
             conf.write(f"port = {_free_port()}\nlisten_addresses = '127.0.0.1'\n")
             conf.write(f"unix_socket_directories = '{self.datadir.parent}'\n")
@@ -287,7 +323,8 @@ class PostgresServer:
 
     def _is_ready(self) -> bool:
         with suppress(OSError, IndexError):
-            return self._pid_file()[7].strip() == "ready" and self.pid is not None
+            status = self._pid_file()[7].strip()
+            return status in {"ready", "standby"} and self.pid is not None
         return False
 
     def _has_ended(self) -> bool:

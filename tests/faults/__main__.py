@@ -35,7 +35,7 @@ __all__ = ["main", "table"]
 
 _COLUMNS: Final = (
     *("name", "trials", "emitted", "acked", "stored", "lost", "dup", "invented"),
-    *("hangs", "p99_us", "verify", "seconds", "holds"),
+    *("hangs", "p99_us", "max_us", "verify", "seconds", "holds"),
 )
 
 

@@ -83,6 +83,14 @@ class Proxy:
         for link in tuple(self._links):
             link.cut()
 
+    def lead_to(self, dsn: str) -> None:
+        """
+        Lead to another server from now on.
+        """
+        parts = urlsplit(dsn)
+        self._server = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self.cut()
+
     def lose(self, what: Literal["commit", "reply"], timeout: float = 30.0) -> bool:
         """
         Lose one COMMIT or the reply to it, then go on as before; false if none came.

@@ -66,6 +66,10 @@ def count_backends(dsn: str) -> int:
 # --- on the way -----------------------------------------------------------------------
 
 
+def _up(victim: Victim, _proxy: Proxy, _dsn: str) -> None:
+    victim.reaches(400)
+
+
 def _refused(victim: Victim, proxy: Proxy, _dsn: str) -> Iterator[str]:
     proxy.mode = "refuse"
     yield from is_ill(victim, time.monotonic(), REFUSED_S, "not reachable")
@@ -129,6 +133,7 @@ def _read_only(victim: Victim, _proxy: Proxy, dsn: str) -> Iterator[str]:
 
 
 WAYS: Final[dict[str, tuple[Callable[..., Any], int]]] = {
+    "up": (_up, 10),
     "refused": (_refused, 10),
     "hung": (_hung, 3),
     "slow": (_slow, 10),

@@ -73,6 +73,24 @@ def test_restored_while_down(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+def test_restored_by_pg_restore(grounds: Grounds) -> None:
+    """
+    What `pg_restore` puts back under a running service costs no row.
+    """
+    outcome = back.dumped(grounds, trials=1)
+
+    assert outcome.holds, outcome.line()
+
+
+def test_a_promoted_standby(grounds: Grounds) -> None:
+    """
+    Commits that an asynchronous standby had not seen are stored again, on record.
+    """
+    outcome = back.promoted(grounds, trials=1)
+
+    assert outcome.holds, outcome.line()
+
+
 @pytest.mark.slow
 def test_soak(grounds: Grounds) -> None:
     """

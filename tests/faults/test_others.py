@@ -73,6 +73,7 @@ def test_restored_while_down(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 def test_restored_by_pg_restore(grounds: Grounds) -> None:
     """
     What `pg_restore` puts back under a running service costs no row.
@@ -82,6 +83,7 @@ def test_restored_by_pg_restore(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
+@pytest.mark.slow
 def test_a_promoted_standby(grounds: Grounds) -> None:
     """
     Commits that an asynchronous standby had not seen are stored again, on record.

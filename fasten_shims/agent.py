@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from decimal import Decimal
 from functools import wraps
 from time import perf_counter
@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
 import fasten
-from fasten.context import Context, bind, current, scope
+from fasten.context import Context, bind, current, resume, scope
+from fasten_shims._streams import stepwise, stepwise_async
 
 __all__ = ["Call", "Refused", "tool"]
 
@@ -116,6 +117,25 @@ class Call:
             self._end(error)
         finally:
             self._scope.__exit__(kind, error, trace)
+
+    @contextmanager
+    def as_stream(self) -> Iterator[Context]:
+        """
+        Record the with-block as one call; yield its Context, which is not set in it.
+
+        For what is read step by step: `fasten_shims._streams` sets it for each.
+        """
+        with _scope_of(self._actor) as ctx:
+            self._started = perf_counter()
+        error: BaseException | None = None
+        try:
+            yield ctx
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            with resume(ctx):
+                self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         if error is not None:
@@ -236,6 +256,8 @@ class _Tool:
 
     def __call__(self, fn: F) -> F:
         name = self._name or str(getattr(fn, "__name__", type(fn).__name__))
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            return self._stream(fn, name)
         if inspect.iscoroutinefunction(fn):
 
             @wraps(fn)
@@ -251,6 +273,29 @@ class _Tool:
                 return fn(*args, **kwargs)
 
         return call  # type: ignore[return-value]
+
+    def _stream(self, fn: F, name: str) -> F:
+        """
+        Wrap a tool that answers in pieces: its call ends with the last one.
+        """
+        if inspect.isasyncgenfunction(fn):
+
+            @wraps(fn)
+            async def stream_async(*args: Any, **kwargs: Any) -> Any:
+                with self._call(name, args, kwargs).as_stream() as ctx:
+                    steps = stepwise_async(fn(*args, **kwargs), ctx)
+                    async with aclosing(steps):
+                        async for piece in steps:
+                            yield piece
+
+            return stream_async  # type: ignore[return-value]
+
+        @wraps(fn)
+        def stream(*args: Any, **kwargs: Any) -> Any:
+            with self._call(name, args, kwargs).as_stream() as ctx:
+                return (yield from stepwise(fn(*args, **kwargs), ctx))
+
+        return stream  # type: ignore[return-value]
 
     def _call(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -9,7 +9,8 @@ first message to the last.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from fasten.context import (
     resume,
     scope,
 )
+from fasten_shims._streams import stepwise, stepwise_async
 
 __all__ = [
     "AioServerInterceptor",
@@ -132,7 +134,7 @@ def _behavior(
         with _named(ctx, servicer):
             answer = behavior(request, servicer, *send)
         # With a callback to send with, the answer is nothing to go through.
-        return _stream(answer, ctx) if is_stream and not send else answer
+        return stepwise(answer, ctx) if is_stream and not send else answer
 
     return call
 
@@ -140,21 +142,6 @@ def _behavior(
 def _named(ctx: Context, servicer: Any) -> Any:
     ctx.client = servicer.peer()
     return resume(ctx)
-
-
-def _stream(answers: Iterable[Any], ctx: Context) -> Iterator[Any]:
-    waiting = iter(answers)
-    try:
-        while True:
-            with resume(ctx):
-                try:
-                    answer = next(waiting)
-                except StopIteration:
-                    return
-            yield answer
-    finally:
-        with resume(ctx):
-            getattr(waiting, "close", bool)()
 
 
 def _coroutine(behavior: Callable[..., Any], ctx: Context) -> Callable[..., Any]:
@@ -171,17 +158,9 @@ def _async_stream(behavior: Callable[..., Any], ctx: Context) -> Callable[..., A
     async def call(request: Any, servicer: Any) -> AsyncIterator[Any]:
         with _named(ctx, servicer):
             answers = behavior(request, servicer)
-        try:
-            while True:
-                with resume(ctx):
-                    try:
-                        answer = await anext(answers)
-                    except StopAsyncIteration:
-                        return
+        async with aclosing(stepwise_async(answers, ctx)) as steps:
+            async for answer in steps:
                 yield answer
-        finally:
-            with resume(ctx):
-                await answers.aclose()
 
     return call
 

@@ -6,7 +6,10 @@ Tool calls of agents: one row each, whatever their end.
 from __future__ import annotations
 
 import asyncio
+import inspect
+from contextlib import aclosing, closing, suppress
 from decimal import Decimal
+from itertools import islice
 
 import pytest
 
@@ -110,6 +113,104 @@ def test_other_ends(fasten_trail, error, outcome, reason):
     assert (outcome, reason) == (row["outcome"], row["reason"])
     if not isinstance(error, asyncio.CancelledError):
         assert error is raised.value
+
+
+@tool("count")
+def count(last, error=None):
+    """
+    Count, recording each number.
+    """
+    for number in range(last):
+        fasten.emit("SENSOR_UPDATED", number)
+        yield number
+    if error:
+        raise error
+
+
+@tool("count")
+async def count_later(last, error=None):
+    """
+    Count, letting others have their turn.
+    """
+    for number in range(last):
+        await asyncio.sleep(0)
+        fasten.emit("SENSOR_UPDATED", number)
+        yield number
+    if error:
+        raise error
+
+
+async def read_later(pieces, most):
+    """
+    Read a stream as `read` does.
+    """
+    found = []
+    async with aclosing(pieces):
+        async for piece in pieces:
+            found.append((piece, fasten.current()))
+            if len(found) == most:
+                break
+    return found
+
+
+def read(pieces, most):
+    """
+    Read so many pieces of a stream, each with the Context of whoever reads.
+    """
+    if inspect.isasyncgen(pieces):
+        return asyncio.run(read_later(pieces, most))
+    with closing(pieces):
+        return [(piece, fasten.current()) for piece in islice(pieces, most)]
+
+
+@pytest.mark.parametrize("kind", [count, count_later], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("error", "most", "outcome", "reason"),
+    [
+        (None, 9, "success", None),
+        (ValueError(), 9, "failure", "ValueError"),
+        (Refused("enough"), 9, "denied", "enough"),
+        (None, 1, "unknown", "cancelled"),
+    ],
+)
+def test_streams(fasten_trail, kind, error, most, outcome, reason):
+    """
+    A tool that answers in pieces is one call up to the last, and its rows are the
+    agent's; one whose reader leaves is given up.
+    """
+    with suppress(ValueError, Refused):
+        found = read(kind(2, error), most)
+        assert [(number, None) for number in range(len(found))] == found
+
+    *steps, row = fasten_trail.audit
+    assert ("TOOL_CALLED", outcome, reason) == (
+        *(row["code"], row["outcome"], row["reason"]),
+    )
+    assert min(most, 2) == len(steps)
+    assert {("agent", row["request_id"])} == {
+        (step["actor_kind"], step["request_id"]) for step in steps
+    }
+
+
+def test_a_generators_result(fasten_trail):
+    """
+    What a generator returns is still what it returns.
+    """
+
+    @tool("quick")
+    def quick():
+        yield 1
+        return 2
+
+    def asking():
+        return (yield from quick())
+
+    pieces = asking()
+
+    assert 1 == next(pieces)
+    with pytest.raises(StopIteration) as end:
+        next(pieces)
+    assert 2 == end.value.value
 
 
 def test_hand_over_from_agent_to_agent(fasten_trail):

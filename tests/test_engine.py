@@ -9,11 +9,8 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import uuid
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -437,19 +434,32 @@ class TestStoreTrouble:
         assert [] == faults(rows)
 
 
-WRITER = """
+WRITERS = """
 import os, sys, threading
 import fasten
-fasten.init(service_id="svc", node_id="host-01", audit_dsn=sys.argv[1], stdout="")
+from tests.faults import loaded  # once, not in each
 codes = ["USER_CREATED", "BATCH_PROCESSED", "CONFIG_UPDATED"]
+
 def emitting(thread):
     for n in range(int(sys.argv[2])):
         id = fasten.emit(codes[n % 3], f"t{thread}", detail={"n": n})
         os.write(1, f"{id}\\n".encode())
-threads = [threading.Thread(target=emitting, args=(n,)) for n in range(4)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-assert fasten.flush(60)
+
+def work():
+    fasten.init(service_id="svc", node_id="host-01", audit_dsn=sys.argv[1], stdout="")
+    threads = [threading.Thread(target=emitting, args=(n,)) for n in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert fasten.flush(60)
+
+children = []
+for _ in range(8):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        sys.exit()
+    children.append(pid)
+sys.exit(any([os.waitpid(pid, 0)[1] for pid in children]))
 """
 
 
@@ -458,17 +468,12 @@ class TestManyWriters:
         """
         8 processes of 4 threads on one store: no gap, and every link recomputes.
         """
-        writers = [
-            subprocess.Popen(
-                [sys.executable, "-c", WRITER, store_dsn, "40"], stdout=subprocess.PIPE
-            )
-            for _ in range(8)
-        ]
-        emitted = [w.communicate(timeout=120)[0].decode().split() for w in writers]
+        done = run_python(WRITERS, store_dsn, "40", timeout=120)
 
-        assert [0] * 8 == [writer.returncode for writer in writers]
+        assert 0 == done.returncode, done.stderr
         rows = rows_of(store_dsn)
-        assert sorted(chain.from_iterable(emitted)) == sorted(row["id"] for row in rows)
+        assert sorted(done.stdout.split()) == sorted(row["id"] for row in rows)
+        assert 8 * 4 * 40 == len(rows)
         assert [] == faults(rows)
 
     def test_order_per_thread_is_kept(self, sqlite_dsn: str) -> None:

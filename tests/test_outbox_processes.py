@@ -34,6 +34,9 @@ from tests.transactions import (
     waiting,
 )
 
+# What stores make of a transaction whose process dies is no matter of interpreters.
+pytestmark = pytest.mark.slow
+
 KILLS: Final = int(os.environ.get("FASTEN_TEST_KILLS", "3"))
 SHORT: Final = (Sqlite3, Psycopg, OrmSession, DjangoConnection, AsyncOrmPlainly)
 PAIRS: Final = [

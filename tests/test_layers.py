@@ -10,12 +10,16 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
 from tests.outside import ROOT
+
+# Sources are the same for every interpreter.
+pytestmark = pytest.mark.slow
 
 VALUES: Final = (
     *("errors", "settings", "codes", "rows", "redact"),
@@ -93,11 +97,24 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
         parts = path.relative_to(ROOT).with_suffix("").parts
         self.name = parts[1]
         self.dotted = ".".join(parts).removesuffix(".__init__")
-        self.imports = list(_imports(self.tree, self.dotted, path.stem == "__init__"))
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """
+        What it says.
+        """
+        return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        """
+        What it imports, at any level.
+        """
+        is_package = self.path.stem == "__init__"
+        return list(_imports(self.tree, self.dotted, is_package))
 
     def ours(self) -> Iterator[tuple[str, Import]]:
         """

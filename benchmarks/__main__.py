@@ -19,7 +19,7 @@ def main() -> int:
     """
     here = Path(__file__).parent
     given = sys.argv[1:] or ["-m", "not slow"]
-    return int(pytest.main([str(here), "-q", "-p", "no:xdist", *given]))
+    return int(pytest.main([str(here), "-q", "-p", "no:xdist", "--timeout=0", *given]))
 
 
 if __name__ == "__main__":

@@ -487,6 +487,8 @@ class Delivery:
         self._host.stored(rows, is_sealed=True)
 
     def _breathe(self) -> None:
+        if self.spool.lacks_segment:
+            self.spool.maintain()
         # A tight loop here delays other threads' wake-ups by milliseconds; when rows
         # pile up, delivering them comes first.
         if self.spool.depth * 2 < self._settings.queue_capacity:

@@ -69,6 +69,9 @@ FIRST_SEGMENT: Final = 256 * 1024
 FULL_SEGMENT: Final = 1024 * 1024
 """The size that they grow to."""
 
+FAULTED: Final = 512 * 1024
+"""How much is made present at once: 0.4 ms, and a busy caller then has 5 for itself."""
+
 HAS_LOCKS: Final = fcntl is not None
 """Whether this platform can tell the dead from the living."""
 
@@ -207,11 +210,12 @@ def _prefault(area: mmap.mmap) -> None:
     """
     Have every page there and writable, so that a copy never waits for one.
     """
-    for start in range(0, len(area), STEP):
+    for start in range(0, len(area), FAULTED):
+        end = min(start + FAULTED, len(area))
         try:
-            area.madvise(_MADV_POPULATE_WRITE, start, STEP)
+            area.madvise(_MADV_POPULATE_WRITE, start, end - start)
         except (AttributeError, OSError, ValueError):  # before Linux 5.14
-            for at in range(start, min(start + STEP, len(area)), mmap.PAGESIZE):
+            for at in range(start, end, mmap.PAGESIZE):
                 area[at] = 0
         time.sleep(0)  # madvise keeps the GIL: let callers in between
 

@@ -661,6 +661,14 @@ class Spool:
         finally:
             self._tending.release()
 
+    @property
+    def lacks_segment(self) -> bool:
+        """
+        Tell whether `maintain` would make the next segment ready.
+        """
+        is_open = self._journal is not None and not self._is_broken
+        return is_open and self._spare is None and self._clock() >= self._provide_at
+
     def purge(self) -> None:
         """
         Remove every delivered segment now, however young: after an erasure, `seal`,

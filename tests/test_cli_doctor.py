@@ -917,6 +917,17 @@ class TestApplication:
 
         assert "⚠ requests leave no api row" in done.stdout
 
+    def test_a_django_that_is_only_imported(self, sqlite_dsn, tmp_path):
+        """
+        A library of the application's may know Django, which nobody has configured.
+        """
+        write(tmp_path / "half_app.py", f"import django.conf\n{WIRED}")
+        environ = {"FASTEN_AUDIT_DSN": sqlite_dsn, **SERVICE}
+        done = run_program("doctor", "--app", "half_app:half", env=environ)
+
+        assert 0 == done.returncode, done.stderr
+        assert "⚠ requests leave no api row" in done.stdout
+
     @pytest.mark.parametrize(
         ("attribute", "state", "said"),
         [

@@ -275,7 +275,12 @@ def _named(app: Any) -> Iterator[Any]:
         found = getattr(app, hooks, None)
         for functions in (found or {}).values() if isinstance(found, dict) else ():
             yield from functions
-    if "django.conf" in sys.modules:
-        for name in getattr(sys.modules["django.conf"].settings, "MIDDLEWARE", ()):
-            module, _, attribute = name.rpartition(".")
-            yield getattr(import_module(module), attribute)
+    django = getattr(sys.modules.get("django.conf"), "settings", None)
+    # Imported is not configured: another library may be who knows it.
+    for name in getattr(django, "MIDDLEWARE", ()) if _is_configured(django) else ():
+        module, _, attribute = name.rpartition(".")
+        yield getattr(import_module(module), attribute)
+
+
+def _is_configured(django: Any) -> bool:
+    return bool(getattr(django, "configured", False))

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+NO_HURRY = ("-o", "faulthandler_timeout=0")
+"""A row that takes minutes does not hang."""
+
 
 def main() -> int:
     """
@@ -19,7 +22,7 @@ def main() -> int:
     """
     here = Path(__file__).parent
     given = sys.argv[1:] or ["-m", "not slow"]
-    return int(pytest.main([str(here), "-q", "-p", "no:xdist", "--timeout=0", *given]))
+    return int(pytest.main([str(here), "-q", "-p", "no:xdist", *NO_HURRY, *given]))
 
 
 if __name__ == "__main__":

@@ -521,19 +521,26 @@ def segments_of(directory: Path, writer: str) -> list[Path]:
     """
     Return a writer's segments.
     """
-    names = [(path, NAME.fullmatch(path.name)) for path in listing(directory)]
-    return [path for path, name in names if name and name[2] and name[1] == writer]
+    try:
+        # By their names: hundreds of writers may have left theirs here.
+        names = [name for name in os.listdir(directory) if name.startswith(writer)]
+    except OSError:
+        return []
+    known = [NAME.fullmatch(name) for name in sorted(names)]
+    return [
+        directory / name[0] for name in known if name and name[2] and name[1] == writer
+    ]
 
 
 def who_wrote(directory: Path, writer: str) -> Identity | None:
     """
     Find a readable header: each file but the .ack begins with one.
     """
-    for path in (directory / f"{writer}.lock", *segments_of(directory, writer)):
-        who, _ = read_head(path)
-        if who is not None:
-            return who
-    return None
+    who, _ = read_head(directory / f"{writer}.lock")
+    if who is not None:
+        return who
+    heads = map(read_head, segments_of(directory, writer))
+    return next((who for who, _ in heads if who is not None), None)
 
 
 def claim_lock(directory: Path, writer: str) -> int | None:

@@ -204,16 +204,19 @@ def adopt(
     Take over what dead writers of *service* left for *store*; None means any store.
 
     Those that were done 15 minutes ago are removed; those that are done since are let
-    go, or put into *kept*. *most* of either: each holds a descriptor. *now* is in
-    seconds since 1970.
+    go, or put into *kept*. *most* of either: each holds a descriptor; it ends when so
+    many are adopted, and who is left has a turn in a later look. *now* is in seconds
+    since 1970.
     """
     adopted: list[Orphan] = []
-    for orphan in _dead(directory, service, None):
+    for orphan in _dead(directory, service, None) if most else ():
         is_meant = store in (None, orphan.store)
         if orphan.is_done and now() - orphan.done_at >= RETAIN_S:
             orphan.purge()
-        elif is_meant and not orphan.is_done and len(adopted) < most:
+        elif is_meant and not orphan.is_done:
             adopted.append(orphan)
+            if len(adopted) == most:
+                break
         elif is_meant and orphan.is_done and kept is not None and len(kept) < most:
             kept.append(orphan)
         else:

@@ -396,7 +396,6 @@ class TestQueue:
             assert (0, 30, 30) == (journal.depth, journal.high_water, journal.acked)
             assert 0.0 == journal.oldest_s(1_700_000_002_000_000)
 
-    @pytest.mark.slow
     def test_threads_lose_nothing(self, tmp_path):
         """
         Four threads append beside a taker: each row comes once, each thread's in order.
@@ -1022,7 +1021,6 @@ def kill_one(folder: Path, delay_s: float, durability: str = "process") -> None:
     assert {i: make_row(n) for i, n in acked.items()} == {i: rows[i] for i in acked}
 
 
-@pytest.mark.slow
 class TestKill:
     @pytest.mark.parametrize("trial", range(20))
     def test_kill_9(self, tmp_path, trial):

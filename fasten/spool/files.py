@@ -523,7 +523,8 @@ def segments_of(directory: Path, writer: str) -> list[Path]:
     """
     try:
         # By their names: hundreds of writers may have left theirs here.
-        names = [name for name in os.listdir(directory) if name.startswith(writer)]
+        with os.scandir(directory) as found:
+            names = [file.name for file in found if file.name.startswith(writer)]
     except OSError:
         return []
     known = [NAME.fullmatch(name) for name in sorted(names)]

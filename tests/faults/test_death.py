@@ -16,7 +16,6 @@ from tests.faults.grounds import STORES, Grounds
 from tests.faults.heir import inherit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_a_killed_victim_loses_nothing(store: str, grounds: Grounds) -> None:
     """
@@ -28,7 +27,6 @@ def test_a_killed_victim_loses_nothing(store: str, grounds: Grounds) -> None:
     assert outcome.acked > 50
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_killed_at_each_step(store: str, grounds: Grounds) -> None:
     """

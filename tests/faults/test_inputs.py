@@ -5,8 +5,6 @@ Short forms of the experiments in `inputs`.
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults import inputs
 from tests.faults.grounds import Grounds
 
@@ -29,7 +27,6 @@ def test_hostile_ids(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
-@pytest.mark.slow
 def test_hostile_codes(grounds: Grounds) -> None:
     """
     Files of codes are refused with a reason, soon, and are not run.
@@ -39,7 +36,6 @@ def test_hostile_codes(grounds: Grounds) -> None:
     assert outcome.holds, outcome.line()
 
 
-@pytest.mark.slow
 def test_secrets(grounds: Grounds) -> None:
     """
     No secret gets out of a service whose server refuses its password.

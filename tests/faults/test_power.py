@@ -5,12 +5,8 @@ Short forms of the experiments in `power`.
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults import power
 from tests.faults.grounds import Grounds
-
-pytestmark = pytest.mark.slow
 
 
 def test_power_cuts(grounds: Grounds) -> None:

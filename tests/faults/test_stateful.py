@@ -10,8 +10,6 @@ import pytest
 from tests.faults import stateful
 from tests.faults.grounds import Grounds
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(("store", "trials"), [("sqlite", 5), ("postgres", 2)])
 def test_any_order(store: str, trials: int, grounds: Grounds) -> None:

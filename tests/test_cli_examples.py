@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def typed(example: str) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def desk(store_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    store_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """
     Give an operator's directory: a service's environment, its code, and what it needs.
     """
@@ -66,12 +69,20 @@ def desk(store_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     write(tmp_path / "released.codes.yaml", CODES)
     write(tmp_path / "fleet.codes.yaml", CODES)
     monkeypatch.chdir(tmp_path)
+    _forget_shop()
     monkeypatch.setenv("FASTEN_SERVICE_ID", "api-server")
     monkeypatch.setenv("FASTEN_NODE_ID", "host-01")
     monkeypatch.setenv("FASTEN_AUDIT_DSN", store_dsn)
     with fasten_on(store_dsn):
         emit_sample()
-    return tmp_path
+    yield tmp_path
+    _forget_shop()
+
+
+def _forget_shop() -> None:
+    # Each directory has its own, and other tests have theirs.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
 
 
 def asked(desk: Path, words: list[str]) -> Result:

@@ -510,7 +510,9 @@ if sys.version_info >= (3, 12):
     @cache
     def journal_code() -> list[CodeType]:
         # By its type: others' lazy objects do things when asked what they are.
+        gc.unfreeze()  # what conftest has frozen is not among the objects
         functions = [f for f in gc.get_objects() if type(f) is FunctionType]
+        gc.freeze()
         codes = {function.__code__ for function in functions}
         return [code for code in codes if code.co_filename in SOURCES]
 

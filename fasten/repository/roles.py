@@ -261,6 +261,8 @@ _MAKE_ROLE: Final = """DO $$$$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '$role') THEN
     CREATE ROLE $role NOLOGIN;
   END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN
+  NULL;  -- made meanwhile, for another database of this server
 END $$$$;"""
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -184,18 +185,40 @@ def _live(
 Emit = Callable[[str, int], int]
 
 
+class _Interrupting:
+    """
+    Emits where a call may interrupt another, of its own thread or of any other.
+
+    Each depth of each thread counts as a thread of its own: of so many rows a death
+    may find the id not written down yet.
+    """
+
+    def __init__(self, name: str, emit: Emit) -> None:
+        self._name, self._emit = name, emit
+        self._depths: Counter[int] = Counter()
+        self._numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+    def __call__(self, *_: object) -> None:
+        ident = threading.get_ident()
+        thread = f"{self._name}-{ident}-{self._depths[ident]}"
+        self._depths[ident] += 1
+        try:
+            self._emit(thread, next(self._numbers[thread]))
+        finally:
+            self._depths[ident] -= 1
+
+
 def _from_signals(emit: Emit) -> None:
-    numbers = itertools.count()
-    signal.signal(signal.SIGALRM, lambda *_: emit("signal", next(numbers)))
+    signal.signal(signal.SIGALRM, _Interrupting("signal", emit))
     signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
 
 
 def _from_del(emit: Emit) -> None:
-    numbers = itertools.count()
+    last_words = _Interrupting("del", emit)
 
     class Dying:
         def __del__(self) -> None:
-            emit("del", next(numbers))
+            last_words()
 
     def dying() -> None:
         while True:
@@ -209,11 +232,11 @@ def _from_del(emit: Emit) -> None:
 def _from_logging(emit: Emit) -> None:
     import logging
 
-    numbers = itertools.count()
+    note = _Interrupting("logging", emit)
 
     class Emitting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            emit("logging", next(numbers))
+            note()
 
     logging.getLogger().addHandler(Emitting())
     logging.getLogger().setLevel(logging.DEBUG)

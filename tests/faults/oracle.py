@@ -125,7 +125,7 @@ def judge(
     strange = [row["target"] for row in rows if not _is_plausible(row, reached)]
     missing = len(acked - set(stored))
     dropped, quarantined = told(rows)
-    found = [*faults_of(rows), *wrong]
+    found = [*faults_of(rows), *wrong, *(f"{each} is invented" for each in strange)]
     took = [ack.ns for ack in acks if ack.ns]
     if missing < dropped + quarantined:
         found.append(f"{dropped + quarantined} rows are owned up to, {missing} missing")

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,16 +81,28 @@ class Orphan:
         self.service, self.node = who.service, who.node
         self._directory = directory
         self._lock_fd = lock_fd
-        self._segments = segments_of(directory, who.writer)
         ack = read_ack(self._ack_path)
         self.acked = self._seen = ack.through if ack else 0
         self.memory = ack.memory if ack else b""
         self.is_done = bool(ack and ack.is_done) or not self._segments
         self.done_at = ack.at if ack else 0.0
+        self._account = ack.through if ack else None
+
+    # Read where they are needed: of hundreds that are done, none is.
+    @cached_property
+    def _segments(self) -> list[Path]:
+        return segments_of(self._directory, self.writer_id)
+
+    @cached_property
+    def _bases(self) -> list[int]:
+        return [read_head(path)[1] for path in self._segments]
+
+    @cached_property
+    def _floor(self) -> int:
         # Without an account, what is gone from the front was delivered.
-        bases = [read_head(path)[1] for path in self._segments]
-        self._floor = self.acked if ack else max(0, min(bases, default=0) - 1)
-        self._bases = bases
+        if self._account is not None:
+            return self._account
+        return max(0, min(self._bases, default=0) - 1)
 
     @property
     def _ack_path(self) -> Path:

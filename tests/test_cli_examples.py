@@ -69,6 +69,7 @@ def desk(
     write(tmp_path / "released.codes.yaml", CODES)
     write(tmp_path / "fleet.codes.yaml", CODES)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     _forget_shop()
     monkeypatch.setenv("FASTEN_SERVICE_ID", "api-server")
     monkeypatch.setenv("FASTEN_NODE_ID", "host-01")

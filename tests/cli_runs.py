@@ -111,8 +111,12 @@ def in_terminal(
     return process.wait(60), seen.decode().replace("\r\n", "\n")
 
 
-# So that Ctrl-C is a signal, as where a shell was started.
-_OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+# So that Ctrl-C is a signal, as where a shell was started; who runs the tests in the
+# background of a script may have them ignore it.
+_OWN_TERMINAL = (
+    "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
+)
 
 
 def _read(fd: int) -> bytes:

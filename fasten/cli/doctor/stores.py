@@ -263,7 +263,7 @@ def _stream(dsn: Dsn, stream: str) -> Finding:
         return fail(check, f"{stream} store not reachable {place}: {problem}")
     if missing:
         message = f"the role of the {stream} store {place} lacks {'; '.join(missing)}"
-        return fail(check, message, f"as the owner: GRANT {missing[0]} TO it")
+        return fail(check, message, f"as the owner: GRANT {missing[0]} TO that role")
     return ok(check, f"{stream} store reachable {place}")
 
 

@@ -65,6 +65,8 @@ def desk(
     Give an operator's directory: a service's environment, its code, and what it needs.
     """
     (tmp_path / "shop").mkdir()
+    # A folder without it would stand behind any shop.py that another test has left.
+    write(tmp_path / "shop" / "__init__.py", "")
     write(tmp_path / "shop" / "web.py", SHOP)
     write(tmp_path / "released.codes.yaml", CODES)
     write(tmp_path / "fleet.codes.yaml", CODES)

@@ -270,13 +270,15 @@ class Delivery:
     def _make_drainer(self, key: str) -> Drainer:
         if not key:
             return Drainer([], name="fasten-drain-audit", suppress=suppressed)
+        provide = self.spool.provide
         return Drainer(
             [],
             name="fasten-drain-audit",
-            watchdog=Watchdog(lambda: self._abort(key), WATCHDOG_S),
+            watchdog=Watchdog(lambda: self._abort(key), WATCHDOG_S, provide),
             ticket_s=TICKET_S,
             suppress=suppressed,
             begin=self._load,
+            turn=provide,
             idle=lambda: self._release(key),
             idle_s=IDLE_S,
         )
@@ -487,8 +489,7 @@ class Delivery:
         self._host.stored(rows, is_sealed=True)
 
     def _breathe(self) -> None:
-        if self.spool.lacks_segment:
-            self.spool.maintain()
+        self.spool.provide()
         # A tight loop here delays other threads' wake-ups by milliseconds; when rows
         # pile up, delivering them comes first.
         if self.spool.depth * 2 < self._settings.queue_capacity:

@@ -40,6 +40,8 @@ logger = logging.getLogger("fasten")
 
 REST_S: Final = 60.0
 """How long a watchdog stays that nobody asks for."""
+TURN_S: Final = 0.05
+"""How often something is done while a call lasts."""
 BATCH_ROWS: Final = 500
 BACKLOG_ROWS: Final = 2000
 LINGER_S: Final = 0.002
@@ -378,11 +380,18 @@ class Watchdog:
     Call *abort* when a guarded call runs past its deadline.
 
     A stopped server answers nothing: no timeout that the server itself enforces
-    comes back, so the socket has to be shut from here.
+    comes back, so the socket has to be shut from here. *meanwhile* is called each
+    `TURN_S` seconds that a call lasts.
     """
 
-    def __init__(self, abort: Callable[[], None], deadline_s: float) -> None:
+    def __init__(
+        self,
+        abort: Callable[[], None],
+        deadline_s: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> None:
         self._abort, self._deadline_s = abort, deadline_s
+        self._meanwhile = meanwhile
         self.fired = 0
         self.after_fork_in_child()
 
@@ -423,22 +432,31 @@ class Watchdog:
         self._thread = thread
 
     def _run(self) -> None:
+        while self._watch():
+            with suppress(Exception):  # a thread's top
+                self._meanwhile()
+
+    def _watch(self) -> bool:
+        """
+        Wait until a call has lasted another turn; false when there is none for long.
+        """
         with self._condition:
             while True:
                 expires = self._expires
                 if expires is None:
-                    # Between calls; one that is not needed any more goes.
                     if not self._condition.wait(REST_S) and self._expires is None:
                         self._thread = None
-                        return
+                        return False
                     continue
                 left = expires - time.monotonic()
-                if left > 0:
-                    self._condition.wait(left)
+                if left <= 0:
+                    self._expires = None
+                    self.fired += 1
+                    self._abort()
                     continue
-                self._expires = None
-                self.fired += 1
-                self._abort()
+                self._condition.wait(min(left, TURN_S))
+                if self._expires == expires:
+                    return True
 
 
 class Drainer:
@@ -448,7 +466,7 @@ class Drainer:
     Nothing starts before the first `wake()`. *suppress* is entered for the life of
     the thread, so that what the stores log does not come back as new rows. *watchdog*
     bounds each call of a lane; one for tickets, whose callers wait, to *ticket_s*.
-    *begin* is called first of all in the thread.
+    *begin* is called once in the thread, and before it, and each time round, *turn*.
     """
 
     def __init__(
@@ -463,6 +481,7 @@ class Drainer:
         batch_rows: int = BATCH_ROWS,
         clock: Callable[[], float] = time.monotonic,
         begin: Callable[[], None] = lambda: None,
+        turn: Callable[[], None] = lambda: None,
         idle: Callable[[], None] = lambda: None,
         idle_s: float = 30.0,
     ) -> None:
@@ -471,7 +490,7 @@ class Drainer:
         self._watchdog, self._suppress = watchdog, suppress
         self._ticket_s = ticket_s
         self._linger_s, self._batch_rows = linger_s, batch_rows
-        self._clock, self._begin = clock, begin
+        self._clock, self._begin, self._turn = clock, begin, turn
         self._idle, self._idle_s = idle, idle_s
         self._chores: list[Chore] = []
         self.farewell: Callable[[], None] = lambda: None
@@ -648,6 +667,7 @@ class Drainer:
         threading.current_thread().name = self.name
         try:
             with self._suppress():
+                self._safely(self._turn)
                 self._safely(self._begin)
                 self._loop()
         finally:
@@ -658,6 +678,7 @@ class Drainer:
         busy_at, is_idle = self._clock(), False
         while True:
             worked = self._serve_all()
+            self._safely(self._turn)
             # What a chore has opened is closed again behind it in quiet times.
             is_idle = not self._run_chores() and is_idle and not worked
             now = self._clock()

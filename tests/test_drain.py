@@ -504,6 +504,23 @@ class TestWatchdog:
         with watchdog.guard(0.02):
             assert fired.wait(5)
 
+    def test_does_something_while_a_call_lasts(self) -> None:
+        """
+        What callers need meanwhile is seen to, again and again, though it may raise.
+        """
+        turns = threading.Semaphore(0)
+
+        def meanwhile() -> None:
+            turns.release()
+            raise RuntimeError
+
+        watchdog = Watchdog(lambda: None, 60, meanwhile)
+        with watchdog.guard():
+            assert turns.acquire(timeout=5)
+            assert turns.acquire(timeout=5)
+
+        assert 0 == watchdog.fired
+
     def test_leaves_a_quick_call_alone(self) -> None:
         """
         A call that returns in time is not touched, nor is the time between calls.

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import fasten
@@ -327,13 +328,29 @@ class TestStoreTrouble:
         fasten.emit("USER_CREATED", "u-1")
 
         assert not fasten.flush(0.3)
-        health = fasten.health()
-        assert "degraded" == health["state"]
-        assert "directory must exist" in health["reasons"][0]
+        wait_until(lambda: "degraded" == fasten.health()["state"], 10)
+        assert "directory must exist" in fasten.health()["reasons"][0]
         store.parent.mkdir()
         assert fasten.flush(15)
         assert 1 == len(rows_of(f"sqlite:///{store}"))
         assert "ok" == fasten.health()["state"]
+
+    def test_segments_are_made_while_a_store_is_waited_for(
+        self, postgres_dsn: str, tmp_path: Path
+    ) -> None:
+        """
+        No row needs a system call because the drainer hangs in a store.
+        """
+        journal = start(postgres_dsn, spool_dir=str(tmp_path)).delivery.spool
+        fasten.emit("USER_CREATED", "u-1")
+        assert fasten.flush(10)
+        with psycopg.connect(postgres_dsn) as other:
+            other.execute("LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE")
+            for _ in range(3):
+                wait_until(lambda: journal._spare is not None, 5)
+                spare = journal._spare
+                while journal._spare is spare:
+                    fasten.emit("USER_CREATED", "u-2")
 
     def test_not_a_database(self, tmp_path: Path) -> None:
         """

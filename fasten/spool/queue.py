@@ -661,13 +661,18 @@ class Spool:
         finally:
             self._tending.release()
 
-    @property
-    def lacks_segment(self) -> bool:
+    def provide(self) -> None:
         """
-        Tell whether `maintain` would make the next segment ready.
+        Have the next segment ready, where it is not; for any thread, at any time.
         """
-        is_open = self._journal is not None and not self._is_broken
-        return is_open and self._spare is None and self._clock() >= self._provide_at
+        journal = self._journal
+        if journal is None or self._is_broken or self._spare is not None:
+            return
+        if self._clock() >= self._provide_at and self._tending.acquire(blocking=False):
+            try:
+                self._provide(journal, self._clock())
+            finally:
+                self._tending.release()
 
     def purge(self) -> None:
         """

@@ -442,6 +442,7 @@ class Engine:
             # A line to the ring alone is spared a step.
             record=self._record_sys if self.sys.queue else self.sys.record,
             clean=self._redactor.clean,
+            tidy=self._redactor.tidy,
             service_id=settings.service_id,
             source_node_id=settings.node_id,
             tenant_id=settings.tenant_id,

@@ -58,11 +58,15 @@ class Sink:
     What a running engine offers to the log path.
 
     *record* takes the draft of a sys row, and `is_printed=False` where stdout shall
-    not have it. *clean* returns a redacted copy of a dict. Neither waits for anything.
+    not have it. *clean* returns a redacted copy of a dict; *tidy* may return the dict
+    itself, redacted. None waits for anything.
     """
 
     record: Callable[..., object]
     clean: Callable[[Mapping[str, object]], dict[str, Any]]
+    tidy: Callable[[Mapping[str, object]], dict[str, Any]] = attrs.field(
+        default=attrs.Factory(lambda self: self.clean, takes_self=True)
+    )
     service_id: str
     source_node_id: str
     tenant_id: str | None = None
@@ -81,9 +85,11 @@ class _Path:
         self._waiting: deque[tuple[Draft, dict[str, bool]]]
         self._waiting = deque(maxlen=_EARLY_LINES)
         # Known by its empty names.
+        redactor = Redactor()
         self.buffer = Sink(
             record=self._keep,
-            clean=Redactor().clean,
+            clean=redactor.clean,
+            tidy=redactor.tidy,
             service_id="",
             source_node_id="",
         )
@@ -447,17 +453,19 @@ class _Chain(SysTee):
             ):
                 return self._one_by_one(logger, method, event_dict)
             sink = _path.sink
-            fields = sink.clean(event_dict)
-            _correlate(sink, fields.setdefault)
-            rid, found = fields.get("request_id"), None
+            # Changed in place, as processors do; the row gets the copy.
+            event_dict = sink.tidy(event_dict)
+            _correlate(sink, event_dict.setdefault)
+            rid, found = event_dict.get("request_id"), None
             if not rid:
                 found = _found(sink)
                 rid = found and found[0]
-            name = getattr(logger, "name", None)
+            name, fields = getattr(logger, "name", None), event_dict.copy()
             sink.record((_row, rid, sink, sink.clock_ns(), method, name, found, fields))
-            return fields.copy()
         except Exception:  # each of the three counts its own
             return self._one_by_one(logger, method, event_dict)
+        else:
+            return event_dict
 
     def _one_by_one(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
         event_dict = redact(logger, method, event_dict)

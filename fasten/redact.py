@@ -141,15 +141,16 @@ _JWT_CHARACTERS: Final = (
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-."
 )
 
-# The cheap question asked of every text: its characters are sorted into three kinds.
+# The cheap question asked of every text: its characters are sorted into four kinds.
 # Each secret, password in a URL and unstorable NUL has a character that is rare in
 # names and hexadecimal ids, and only then is the text looked at again; 13 digits in a
 # row, single separators among them, may be a card.
 _KINDS: Final = bytes(
-    48 if chr(n) in "0123456789 -" else 107 if chr(n) in "JIVgk/\0" else 120
-    for n in range(256)
+    48 if c in "0123456789 -" else 107 if c in "JVgk/\0" else 73 if c == "I" else 120
+    for c in map(chr, range(256))
 )
 _RARE: Final = "k"
+_IN_CAPITALS: Final = "I"  # CONFIG_UPDATED has one; an AWS key has it behind K or S
 _SHORTEST_CARD: Final = "0" * 13
 _SUSPECT: Final = re.compile(
     r"J(?<=eyJ)|I(?<=A[KS]I)A|PRIVATE KEY|gh[posur]_|github_pat_"
@@ -202,7 +203,7 @@ def _kinds(text: str) -> str:
 
 def _told(text: str, kinds: str, replacement: str, *, cards: bool) -> str | None:
     mark = None
-    if _RARE in kinds and _is_suspect(text):
+    if _may_be_secret(text, kinds) and _is_suspect(text):
         mark = _shape(text)
     if mark is None and cards and _SHORTEST_CARD in kinds and _holds_card(text):
         mark = _CARD_MARK
@@ -210,6 +211,12 @@ def _told(text: str, kinds: str, replacement: str, *, cards: bool) -> str | None
         hidden = _hide_passwords(text, replacement)
         return hidden if hidden != text else None
     return mark
+
+
+def _may_be_secret(text: str, kinds: str) -> bool:
+    return _RARE in kinds or (
+        _IN_CAPITALS in kinds and ("KIA" in text or "SIA" in text)
+    )
 
 
 def _is_suspect(text: str) -> bool:
@@ -426,19 +433,51 @@ class Redactor:
 
         For log events and api rows; the rules and bounds of `encode`.
         """
+        return self.tidy(fields.copy() if type(fields) is dict else fields)
+
+    # Each step is a tenth of a log line's cost: one function, and what C can do at
+    # once, C does.
+    def tidy(self, fields: Mapping[str, object]) -> dict[str, Any]:
+        """
+        Return what `clean` does; it may be *fields* itself, changed, if that is a dict.
+        """
         try:
             if type(fields) is dict:
-                copied = fields.copy()
-                text, entries = self._quick_copy(copied, _NESTED)
+                strings: list[Any] = []
+                parts: list[dict[str, Any]] = [fields]
+                forms = self._forms
+                for part in parts:
+                    form = forms.get(tuple(part)) or self._learn_form(part)
+                    texts, others, inner, counters, hidden, _ = form
+                    if hidden:
+                        part.update(hidden)
+                    strings += texts(part)
+                    for value in others(part) if others else ():
+                        kind = type(value)
+                        if kind is int or kind is float:
+                            if not -_SMALLEST_CARD < value < _SMALLEST_CARD:
+                                _integer(value) if kind is int else _float(value)
+                        elif kind is str:
+                            strings.append(value)
+                        elif value is not None and kind is not bool:
+                            self._learn_form(part, form)
+                            raise _Unusual
+                    if counters:
+                        _require_countable(part, counters)
+                    if inner:
+                        parts += _copied(part, inner, len(parts))
+                text = self._join(strings, parts)
+                kinds = text.encode().translate(_KINDS).decode()
                 # A character takes six bytes at most; a key, or a number in its
                 # place, 230.
-                is_small = 6 * len(text) + 230 * entries <= self._max_bytes
-                kinds = _kinds(text)
-                if is_small and (
-                    (_RARE not in kinds and _SHORTEST_CARD not in kinds)
-                    or ("\0" not in text and _told(text, kinds, "", cards=True) is None)
-                ):
-                    return copied
+                if 6 * len(text) + 230 * sum(map(len, parts)) > self._max_bytes:
+                    raise _Unusual
+                if (
+                    _RARE not in kinds
+                    and _SHORTEST_CARD not in kinds
+                    and _IN_CAPITALS not in kinds
+                ) or ("\0" not in text and _told(text, kinds, "", cards=True) is None):
+                    return fields
         except Exception:
             # As in `encode`.
             pass
@@ -537,57 +576,29 @@ class Redactor:
             raise _Unusual
         return text
 
-    # Each step is a tenth of a log line's cost: what C can do at once, C does.
-    def _quick_copy(self, copied: dict[str, Any], depth: int) -> tuple[str, int]:
+    def _join(self, strings: list[Any], parts: list[dict[str, Any]]) -> str:
         """
-        Redact a copy's keys; return its strings as one text, and how many entries.
+        Join what was to be strings; note of *parts* which of their values are none.
         """
-        form = self._forms.get(tuple(copied)) or self._learn_form(copied)
-        texts, others, inner, counters, hidden, _ = form
-        if hidden:
-            copied.update(hidden)
         try:
-            text = "\n".join(texts(copied))
+            return "\n".join(strings)
         except TypeError:
-            self._learn_form(copied, form)
+            for part in parts:
+                self._learn_form(part, self._forms.get(tuple(part)))
             raise _Unusual from None
-        for value in others(copied) if others else ():
-            kind = type(value)
-            if kind is int or kind is float:
-                if not -_SMALLEST_CARD < value < _SMALLEST_CARD:
-                    _integer(value) if kind is int else _float(value)
-            elif kind is str:
-                text = f"{text}\n{value}"
-            elif value is not None and kind is not bool:
-                self._learn_form(copied, form)
-                raise _Unusual
-        for name in counters:
-            if type(copied[name]) not in _COUNTABLE:
-                raise _Unusual
-        entries = len(copied)
-        for name in inner:
-            value = copied[name]
-            if value is None:
-                continue
-            if type(value) is not dict or not depth:
-                raise _Unusual
-            copied[name] = value = value.copy()
-            more, number = self._quick_copy(value, depth - 1)
-            text, entries = f"{text}\n{more}", entries + number
-        return text, entries
 
     def _learn_form(
-        self, copied: dict[str, Any], known: tuple[Any, ...] | None = None
+        self, fields: dict[str, Any], known: tuple[Any, ...] | None = None
     ) -> tuple[Any, ...]:
         """
         Note of which types the values are; *known* is what was noted before.
         """
-        names = tuple(copied)
+        names = tuple(fields)
         if len(names) > _WIDE or not all(map(_is_plain_key, names)):
             raise _Unusual
         verdicts = {name: self.key(name).verdict for name in names}
         hidden = {n: self._replacement for n in names if verdicts[n] == _SECRET}
-        kinds = {name: type(value) for name, value in {**copied, **hidden}.items()}
+        kinds = {name: type(value) for name, value in {**fields, **hidden}.items()}
         inner = {name for name in names if kinds[name] is dict}
         loose = {name for name in names if kinds[name] is not str}
         if known is not None:
@@ -743,6 +754,27 @@ def _picker(names: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
 
 def _pick_nothing(_given: Any) -> Sequence[Any]:
     return ()
+
+
+def _require_countable(part: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if type(part[name]) not in _COUNTABLE:
+            raise _Unusual
+
+
+def _copied(part: dict[str, Any], names: Iterable[str], known: int) -> list[Any]:
+    """
+    Replace the objects in *part* by copies, and return these; *known* are there.
+    """
+    copies = []
+    for name in names:
+        value = part[name]
+        if type(value) is dict and known <= _NESTED:
+            part[name] = value = value.copy()
+            copies.append(value)
+        elif value is not None:
+            raise _Unusual
+    return copies
 
 
 def _require_numbers(values: Sequence[Any], places: Iterable[int]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fasten.spool.files import read_ack
 from tests.checker import rows_of
+from tests.faults.oracle import told_by
 from tests.outside import ROOT
 
 __all__ = ["deliver", "inherit", "unsettled"]
@@ -30,8 +31,10 @@ def inherit(
     *timeout* is how long it may get no further; *rows* have to be in the store.
 
     Raises:
-        RuntimeError: it failed, or something is left.
+        RuntimeError: it failed, or something is left, or a secret is in a journal.
     """
+    if files := told_by(directory):
+        raise RuntimeError(f"a secret stands in {files}")
     done = subprocess.run(
         [sys.executable, "-m", __name__, dsn, str(directory), str(timeout), str(rows)],
         cwd=ROOT,

@@ -14,6 +14,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -24,6 +25,7 @@ from fasten.rows import AUDIT_COLUMNS
 from tests.checker import faults, rows_of
 
 __all__ = [
+    "CANARY",
     "Ack",
     "Outcome",
     "faults_of",
@@ -32,6 +34,7 @@ __all__ = [
     "read_acks",
     "select",
     "told",
+    "told_by",
     "verify_code",
 ]
 
@@ -96,6 +99,25 @@ class Outcome:
         return json.dumps({**attrs.asdict(self), "holds": self.holds})
 
 
+CANARY: Final = "c4n4ry-5ecret"
+"""A password, a token, a value under a secret key: no row, journal or text has it."""
+
+
+def is_told(row: dict[str, Any]) -> bool:
+    """
+    Tell whether a secret stands in a row.
+    """
+    return any(CANARY in value for value in row.values() if type(value) is str)
+
+
+def told_by(folder: Path | str) -> list[str]:
+    """
+    Return the files of a spool in which a secret stands.
+    """
+    files = [path for path in Path(folder).glob("*") if path.is_file()]
+    return [str(path) for path in files if CANARY.encode() in path.read_bytes()]
+
+
 def read_acks(lines: Iterable[str]) -> list[Ack]:
     """
     Read acknowledgements, `<id> <target> <ns>` each; a torn last line is left out.
@@ -119,6 +141,7 @@ def judge(
     A thread may have one row stored beyond its last acknowledgement, no more.
     """
     rows = rows_of(dsn)
+    wrong = [*wrong, *(f"a secret stands in {r['id']}" for r in rows if is_told(r))]
     stored = [row["id"] for row in rows if row["domain"] != "fasten"]
     acked = {ack.id for ack in acks}
     reached = _reached(acks)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import psycopg
 
 from tests.faults.grounds import Grounds
-from tests.faults.oracle import Outcome
+from tests.faults.oracle import CANARY, Outcome
 from tests.faults.proxy import Proxy
-from tests.faults.trial import CANARY, endure, is_ill, is_well
+from tests.faults.trial import endure, is_ill, is_well
 from tests.faults.victim import Victim
 from tests.outside import wait_until
 from tests.postgres import PostgresServer

@@ -18,7 +18,7 @@ import attrs
 from tests.backups import Backup
 from tests.faults.grounds import Grounds
 from tests.faults.heir import inherit
-from tests.faults.oracle import Ack, Outcome, judge
+from tests.faults.oracle import CANARY, Ack, Outcome, judge
 from tests.faults.proxy import Proxy
 from tests.faults.server import TERMINATE, ask
 from tests.faults.victim import Plan, Victim
@@ -41,6 +41,7 @@ class Scene:
     dice: random.Random
     running: list[Victim] = attrs.field(factory=list)
     acks: list[Ack] = attrs.field(factory=list)
+    told: list[str] = attrs.field(factory=list)
     born: int = 0
 
     def bear(self) -> None:
@@ -64,6 +65,7 @@ class Scene:
         """
         victim.kill()
         self.acks += victim.acks()
+        self.told += [victim.plan.name] * (CANARY in victim.texts())
         self.running.remove(victim)
         self.bear()
 
@@ -155,8 +157,10 @@ def soak(
                     victim.stop(60)
                 victim.kill()
                 scene.acks += victim.acks()
+                scene.told += [victim.plan.name] * (CANARY in victim.texts())
         inherit(dsn, grounds.spool)
-    found = judge("soak", dsn, scene.acks, trials=faults)
+    wrong = [f"a secret stands in what {name} said" for name in scene.told]
+    found = judge("soak", dsn, scene.acks, trials=faults, wrong=wrong)
     return found.lasting(time.monotonic() - start)
 
 

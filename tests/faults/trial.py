@@ -16,7 +16,7 @@ import attrs
 
 from tests.checker import rows_of
 from tests.faults.grounds import Grounds
-from tests.faults.oracle import Outcome, judge, percentile
+from tests.faults.oracle import CANARY, Outcome, judge, percentile
 from tests.faults.victim import Plan, Report, Victim
 from tests.outside import wait_until
 
@@ -28,8 +28,6 @@ WELL_S: Final = 10.0
 
 MOST_US: Final = 50_000.0
 P99_US: Final = 100.0
-CANARY: Final = "c4n4ry-5ecret"
-"""A password; it may stand in nothing that a victim says."""
 
 Fault = Callable[[Victim], Iterable[str] | None]
 """What is done to a victim; says what was wrong."""

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import attrs
 
 from tests.faults import clocks, failpoints
-from tests.faults.oracle import Ack, read_acks
+from tests.faults.oracle import CANARY, Ack, read_acks
 from tests.outside import ROOT, wait_until
 
 __all__ = ["CODES", "Plan", "Report", "Victim", "detail", "emit_on", "settings_of"]
@@ -36,12 +36,13 @@ CODES: Final = ("USER_CREATED", "BATCH_PROCESSED", "CONFIG_UPDATED")
 
 def detail(number: int) -> dict[str, Any]:
     """
-    Return a detail of 6 keys, one nested, with values never seen before.
+    Return a detail of 6 keys, one nested, with values never seen before, but for one
+    that nobody may ever see.
     """
     return {
         "order_id": f"o-{number:09d}",
         "amount": number * 7 % 99_991,
-        "currency": "EUR",
+        "api_key": CANARY,
         "note": f"part {number} of a longer delivery to somewhere",
         "items": {"sku": f"W-{number % 9973}", "count": number % 7},
         "is_gift": number % 5 == 0,
@@ -58,6 +59,7 @@ def settings_of(dsn: str, directory: Path | str, **more: Any) -> dict[str, Any]:
         "audit_dsn": dsn,
         "spool_dir": str(directory),
         "stdout": "",
+        "reader_token": CANARY,
         **more,
     }
 

@@ -31,7 +31,6 @@ from fasten.drain import (
     Rows,
     Ticket,
     Watchdog,
-    beside,
 )
 from fasten.errors import AuditStoreError, InvalidQuery, MissingExtra
 from fasten.losses import Losses
@@ -279,6 +278,7 @@ class Delivery:
             suppress=suppressed,
             begin=self._load,
             turn=provide,
+            breathe=self._breathe,
             idle=lambda: self._release(key),
             idle_s=IDLE_S,
         )
@@ -450,7 +450,7 @@ class Delivery:
         Raises:
             Rewound: the store does not know any more what it had.
         """
-        from fasten.repository import StoreWentBack, Turn
+        from fasten.repository import StoreWentBack
 
         def before_commit() -> None:
             keep()
@@ -462,7 +462,7 @@ class Delivery:
                 rows,
                 batch.last,
                 reached=lane.reached,
-                turn=Turn(self._breathe, beside),
+                pause=self._between_pieces,
                 before_commit=before_commit,
             )
         except StoreWentBack as error:
@@ -488,8 +488,12 @@ class Delivery:
     def _arrived(self, rows: list[tuple[Any, ...]]) -> None:
         self._host.stored(rows, is_sealed=True)
 
-    def _breathe(self) -> None:
+    def _between_pieces(self) -> None:
         self.spool.provide()
+        if self.audit.database.is_postgres:  # SQLite works without the interpreter
+            self._breathe()
+
+    def _breathe(self) -> None:
         # A tight loop here delays other threads' wake-ups by milliseconds; when rows
         # pile up, delivering them comes first.
         if self.spool.depth * 2 < self._settings.queue_capacity:

@@ -16,7 +16,6 @@ from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -33,7 +32,6 @@ __all__ = [
     "Source",
     "Ticket",
     "Watchdog",
-    "beside",
 ]
 
 logger = logging.getLogger("fasten")
@@ -45,6 +43,8 @@ TURN_S: Final = 0.05
 BATCH_ROWS: Final = 500
 BACKLOG_ROWS: Final = 2000
 LINGER_S: Final = 0.002
+LET_GO_ROWS: Final = 500
+"""So many rows are freed at a time: thousands hold the interpreter for milliseconds."""
 
 
 class Batch(Protocol):
@@ -148,61 +148,6 @@ class Rows(NamedTuple):
         before = [span for span in batch.missing if span[1] < cut]
         after = [span for span in batch.missing if span[1] > cut]
         return cls(rows[:half], cut - 1, before), cls(rows[half:], batch.last, after)
-
-
-@contextmanager
-def beside(run: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
-    """
-    Yield what has *run* called with one thing after the other in a thread of its own.
-
-    The end of the with-statement waits for the last call. Where no thread can start,
-    each call is made at once.
-
-    Raises:
-        Exception: what the first call raised that failed; none was made after it.
-    """
-    helper = _Helper(run)
-    try:
-        # In the same context: what the store logs there is no row, either.
-        start_new_thread(copy_context().run, (helper.work,))
-    except RuntimeError:  # interpreter exit
-        yield run
-        return
-    try:
-        yield helper.give
-    finally:
-        helper.end()
-
-
-class _Helper:
-    """
-    The thread of `beside`, and what it is given.
-    """
-
-    def __init__(self, run: Callable[[Any], None]) -> None:
-        self._run = run
-        self._given: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        self._error: BaseException | None = None
-        self._ended = threading.Lock()
-        self._ended.acquire()
-
-    def give(self, thing: Any) -> None:
-        self._given.put((thing,))
-
-    def end(self) -> None:
-        self._given.put(())
-        self._ended.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def work(self) -> None:
-        try:
-            while given := self._given.get():
-                self._run(*given)
-        except BaseException as error:  # raised by end()
-            self._error = error
-        finally:
-            self._ended.release()
 
 
 class Backoff:
@@ -466,7 +411,8 @@ class Drainer:
     Nothing starts before the first `wake()`. *suppress* is entered for the life of
     the thread, so that what the stores log does not come back as new rows. *watchdog*
     bounds each call of a lane; one for tickets, whose callers wait, to *ticket_s*.
-    *begin* is called once in the thread, and before it, and each time round, *turn*.
+    *begin* is called once in the thread, and before it, and each time round, *turn*;
+    *breathe* where other threads should get a turn.
     """
 
     def __init__(
@@ -482,6 +428,7 @@ class Drainer:
         clock: Callable[[], float] = time.monotonic,
         begin: Callable[[], None] = lambda: None,
         turn: Callable[[], None] = lambda: None,
+        breathe: Callable[[], None] = lambda: None,
         idle: Callable[[], None] = lambda: None,
         idle_s: float = 30.0,
     ) -> None:
@@ -491,6 +438,7 @@ class Drainer:
         self._ticket_s = ticket_s
         self._linger_s, self._batch_rows = linger_s, batch_rows
         self._clock, self._begin, self._turn = clock, begin, turn
+        self._breathe = breathe
         self._idle, self._idle_s = idle, idle_s
         self._chores: list[Chore] = []
         self.farewell: Callable[[], None] = lambda: None
@@ -770,6 +718,13 @@ class Drainer:
         with self._progress:
             self._progress.notify_all()
         self._safely(lambda: lane.settled(result))
+        self._let_go(batch.rows, result if isinstance(result, list) else [])
+
+    def _let_go(self, *lists: list[Any]) -> None:
+        while any(lists):
+            for rows in lists:
+                del rows[-LET_GO_ROWS:]
+            self._breathe()
 
     def _failed(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
         if fault.kind != "row":

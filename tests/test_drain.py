@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -22,9 +21,8 @@ from fasten.drain import (
     Rows,
     Ticket,
     Watchdog,
-    beside,
 )
-from tests.outside import run_python, wait_until
+from tests.outside import wait_until
 
 
 class Waiting:
@@ -532,73 +530,3 @@ class TestWatchdog:
                 pass
 
         assert not gate.wait(0.2)
-
-
-def give_all(run: Callable[[Any], None], things: Iterable[Any]) -> None:
-    """
-    Have a thread beside this one make a call for each thing.
-    """
-    with beside(run) as give:
-        for thing in things:
-            give(thing)
-
-
-class TestBeside:
-    """
-    Calls that are made in a thread of their own.
-    """
-
-    def test_calls_are_made_elsewhere_and_in_order(self) -> None:
-        """
-        The with-statement ends when the last call is made.
-        """
-        made: list[tuple[int, int]] = []
-        with beside(lambda thing: made.append((thing, threading.get_ident()))) as give:
-            for thing in range(100):
-                give(thing)
-
-        assert list(range(100)) == [thing for thing, _ in made]
-        assert threading.get_ident() not in {thread for _, thread in made}
-
-    def test_first_failure_is_raised_and_ends_the_calls(self) -> None:
-        """
-        What a call raises comes out of the with-statement; no other follows it.
-        """
-        made: list[int] = []
-
-        def run(thing: int) -> None:
-            made.append(thing)
-            if thing == 2:
-                raise ValueError(thing)
-
-        with pytest.raises(ValueError, match="2"):
-            give_all(run, range(5))
-
-        assert [0, 1, 2] == made
-
-    def test_nothing_is_called_any_more_behind_a_failure_inside(self) -> None:
-        """
-        Where the with-statement is left by an exception, it waits for the calls, too.
-        """
-        made: list[int] = []
-        things = iter((1, 0))
-        with pytest.raises(ZeroDivisionError):
-            give_all(made.append, (1 // thing for thing in things))
-
-        assert [1] == made
-
-    def test_without_threads_calls_are_made_at_once(self) -> None:
-        """
-        Where no thread starts any more, the caller's own makes the calls.
-        """
-        done = run_python("""
-            from fasten import drain
-            def refuse(*args):
-                raise RuntimeError("can't start new thread at interpreter shutdown")
-            drain.start_new_thread = refuse
-            with drain.beside(print) as give:
-                give("one")
-                give("two")
-        """)
-
-        assert (0, "one\ntwo\n", "") == (done.returncode, done.stdout, done.stderr)

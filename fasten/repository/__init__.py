@@ -9,7 +9,7 @@ leaves its child a lock that nobody opens.
 """
 
 from fasten.repository.anchoring import Anchor
-from fasten.repository.audit import AuditRepository, StoreWentBack, Turn, Writer
+from fasten.repository.audit import AuditRepository, StoreWentBack, Writer
 from fasten.repository.database import (
     CommitUnanswered,
     Database,
@@ -55,7 +55,6 @@ __all__ = [
     "SweepIsBusy",
     "Sweeper",
     "Tables",
-    "Turn",
     "Writer",
     "is_missing",
 ]

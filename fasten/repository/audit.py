@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, cached_property, partial
+from operator import itemgetter
 from typing import Any, Final
 
 import attrs
@@ -58,7 +59,6 @@ __all__ = [
     "MOST_IDS",
     "AuditRepository",
     "StoreWentBack",
-    "Turn",
     "Writer",
     "erasure_details",
     "first_key",
@@ -66,24 +66,12 @@ __all__ = [
 
 Load = Callable[[list[tuple[Any, ...]]], None]
 
-PIECE_ROWS: Final = 64
-BESIDE_ROWS: Final = 512
-"""From so many rows on, sealing them and inserting them go side by side."""
+PIECE_ROWS: Final = 32
+"""So many rows are sealed, and inserted, before other threads get their turn."""
+COPY_ROWS: Final = 16
+"""The same where inserting them does not give up the interpreter for long."""
 MOST_IDS: Final = 1000
 """How many rows one AUDIT_ROW_ERASED row names."""
-
-
-@attrs.frozen
-class Turn:
-    """
-    How an append shares the interpreter with other threads.
-
-    *pause* is called between two pieces; *beside* yields what makes calls in a thread
-    of its own, and waits for them at its end.
-    """
-
-    pause: Callable[[], None] = lambda: None
-    beside: Callable[[Load], AbstractContextManager[Load]] = nullcontext
 
 
 @attrs.frozen
@@ -184,7 +172,7 @@ class AuditRepository:
         last: int,
         *,
         reached: int = 0,
-        turn: Turn = Turn(),
+        pause: Callable[[], None] = lambda: None,
         before_commit: Callable[[], None] = lambda: None,
     ) -> list[tuple[Any, ...]]:
         """
@@ -192,8 +180,8 @@ class AuditRepository:
 
         Rows at or below the writer's watermark are in the store already and are
         left out. *last* 0 means that the rows have no place in a journal.
-        *before_commit* when all rows are in, and may raise. *reached* is the index
-        that the store has to account for.
+        *pause* is called between two pieces, *before_commit* when all rows are in, and
+        may raise. *reached* is the index that the store has to account for.
 
         Raises:
             StoreWentBack: it does not.
@@ -203,14 +191,14 @@ class AuditRepository:
         self.schema.ensure()
         try:
             return self._append(
-                writer, rows, last, frozenset(), reached, turn, before_commit
+                writer, rows, last, frozenset(), reached, pause, before_commit
             )
         except Exception as error:  # looked at, and raised again if not ours
             if not self._is_known_id(error):
                 self._look_again(error)
                 raise
         known = self._known_ids([row[0] for _, row in rows])
-        return self._append(writer, rows, last, known, reached, turn, before_commit)
+        return self._append(writer, rows, last, known, reached, pause, before_commit)
 
     def _append(
         self,
@@ -219,7 +207,7 @@ class AuditRepository:
         last: int,
         known: frozenset[str],
         reached: int,
-        turn: Turn,
+        pause: Callable[[], None],
         before_commit: Callable[[], None],
     ) -> list[tuple[Any, ...]]:
         with self.database.transaction() as connection:
@@ -231,7 +219,7 @@ class AuditRepository:
             fresh = [row for index, row in rows if index > mark or not last]
             if known:
                 fresh = [row for row in fresh if row[0] not in known]
-            sealed = self._add(connection, writer, node, fresh, turn)
+            sealed = self._add(connection, writer, node, fresh, pause)
             if last > mark and last:
                 self._statement("mark").run(
                     connection,
@@ -279,7 +267,7 @@ class AuditRepository:
         node = self._lock_node(connection, writer)
         known = self._ids_among(connection, [row[0] for row in rows])
         fresh = [row for row in rows if row[0] not in known]
-        return self._add(connection, writer, node, fresh, Turn())
+        return self._add(connection, writer, node, fresh)
 
     def record_within(
         self,
@@ -297,7 +285,7 @@ class AuditRepository:
         rows = [
             self.own_row(code, target, said, node[2]) for code, target, said in records
         ]
-        return self._add(connection, writer, node, rows, Turn())
+        return self._add(connection, writer, node, rows)
 
     def own_row(
         self, code: str, target: str, detail: Mapping[str, Any], now: Any
@@ -331,7 +319,7 @@ class AuditRepository:
         writer: Writer,
         node: tuple[int, int, Any],
         fresh: list[Any],
-        turn: Turn,
+        pause: Callable[[], None] = lambda: None,
     ) -> list[tuple[Any, ...]]:
         """
         Number, seal and insert rows; move the node and the heads on.
@@ -340,11 +328,12 @@ class AuditRepository:
         heads = self._heads(connection, writer)
         going_on = {name for name, head in heads.items() if not head.is_empty}
         doomed = self._doomed(connection, fresh)
-        sealed = self._seal(connection, writer, fresh, seq, heads, now, turn, doomed)
+        seal = partial(self._seal, connection, writer, heads, now, pause)
+        sealed, worst = seal(fresh, seq, doomed)
+        ahead = max(ahead, worst)
         if doomed:
             said = self._said_erased(doomed, now)
-            at = seq + len(sealed)
-            sealed += self._seal(connection, writer, said, at, heads, now, turn, {})
+            sealed += seal(said, seq + len(sealed), {})[0]
             fresh = [*fresh, *said]
         end = seq + len(sealed)
         self._advance(connection, writer, heads, end, now, ahead, fresh)
@@ -361,7 +350,7 @@ class AuditRepository:
         if not fresh:
             return {}
         # Entries stay for years; those of before the oldest row are about none of them.
-        since = self.moment(min(row[1] for row in fresh))
+        since = self.moment(min(map(_TIME, fresh)))
         found = self._statement("erasures").run(connection, since=since)
         ledger = Erasures(Erasure.read(row[:5], microseconds(row[5])) for row in found)
         doomed = ledger.among(fresh)
@@ -440,19 +429,24 @@ class AuditRepository:
         self,
         connection: Connection,
         writer: Writer,
-        fresh: list[Any],
-        seq: int,
         heads: dict[str, chain.Head],
         now: Any,
-        turn: Turn,
+        pause: Callable[[], None],
+        fresh: list[Any],
+        seq: int,
         doomed: Mapping[str, list[Erasure]],
-    ) -> list[tuple[Any, ...]]:
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """
+        Seal and insert; return the rows, and by how much their ids run ahead.
+        """
         sealed: list[tuple[Any, ...]] = []
-        with self._loader(connection, turn, len(fresh)) as load:
-            for start in range(0, len(fresh), PIECE_ROWS):
+        worst = 0
+        with self._loader(connection) as load:
+            size = COPY_ROWS if self.database.is_postgres else PIECE_ROWS
+            for start in range(0, len(fresh), size):
                 if start:
-                    turn.pause()
-                piece = fresh[start : start + PIECE_ROWS]
+                    pause()
+                piece = fresh[start : start + size]
                 part = chain.seal(
                     piece,
                     service=writer.service,
@@ -466,19 +460,18 @@ class AuditRepository:
                     part = [_without(row, doomed) for row in part]
                 load(part)
                 sealed += part
-        return sealed
+                worst = max(worst, _ahead_ms(piece))
+        return sealed, worst
 
     @contextmanager
-    def _loader(self, connection: Connection, turn: Turn, rows: int) -> Iterator[Load]:
+    def _loader(self, connection: Connection) -> Iterator[Load]:
         """
         Yield what inserts a piece: COPY on Postgres, one prepared INSERT on SQLite.
         """
         if not self.database.is_postgres:
-            load = partial(self._insert, connection, _most_rows(connection))
-            # SQLite works without the interpreter: the next piece is sealed meanwhile.
-            with turn.beside(load) if rows > BESIDE_ROWS else nullcontext(load) as give:
-                yield give
+            yield partial(self._insert, connection, _most_rows(connection))
             return
+
         cursor = connection.connection.cursor()
         table = self.tables.audit
         names = ", ".join(AUDIT_COLUMNS)
@@ -520,7 +513,7 @@ class AuditRepository:
             connection,
             **place,
             new_seq=seq,
-            new_ahead=max(ahead, _ahead_ms(fresh)),
+            new_ahead=ahead,
             updated_at=now,
         )
         for name in sorted({row[_CLASS] for row in fresh}):
@@ -626,6 +619,7 @@ class AuditRepository:
 
 
 _CLASS: Final = 7  # Pending.retention_class
+_TIME: Final = itemgetter(1)  # Pending.timestamp_us
 _ID: Final = AUDIT_COLUMNS.index("id")
 _SEQ: Final = AUDIT_COLUMNS.index("monotonic_seq")
 _SEALED_CLASS: Final = AUDIT_COLUMNS.index("retention_class")

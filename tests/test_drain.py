@@ -153,6 +153,27 @@ class TestDelivery:
         assert drainer.close(5)
         assert 1200 == lane.delivered
 
+    def test_others_run_while_rows_are_freed(self) -> None:
+        """
+        Many rows are let go of in parts, once they were shown, with a turn between.
+        """
+        shown: list[int] = []
+        turns: list[int] = []
+        source = Waiting(*map(str, range(2000)))
+        result = list(range(2000))
+        lane = Lane(
+            "test",
+            source,
+            lambda _batch: result,
+            classify,
+            settled=lambda rows: shown.append(len(rows)),
+        )
+        drainer = Drainer([lane], breathe=lambda: turns.append(len(result)))
+
+        assert drainer.wait_for(lambda: source.acked == 2000, 10)
+        assert drainer.close(5)
+        assert ([2000], [1500, 1000, 500, 0]) == (shown, turns)
+
     def test_retries_the_same_rows(self, caplog: pytest.LogCaptureFixture) -> None:
         """
         A transient fault is retried until it ends, with one line per change of state.

@@ -550,6 +550,19 @@ class TestChain:
         }
         assert "warning" == engine.row["level"]
 
+    def test_the_row_is_not_what_is_printed(self, engine: Engine) -> None:
+        """
+        Processors behind it may change the event; the row stays as it was.
+        """
+        order = {"id": 7}
+        (step,) = chain()
+        event = step(None, "info", {"event": "x", "order": order, "token": SECRET})
+        order["id"] = 8
+        event["event"] = "y"
+
+        assert ({"id": 7}, "***") == (event["order"], event["token"])
+        assert ("x", {"id": 7}) == (engine.row["event"], engine.row["order"])
+
     def test_stands_there_before_init(self) -> None:
         """
         What is logged first waits for the engine, once.

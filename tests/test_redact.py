@@ -1196,6 +1196,47 @@ class TestBothWays:
         assert once == redactor.encode(json.loads(once, parse_int=_exactly))
 
 
+class TestTidy:
+    def test_what_is_plain_is_changed_in_place(self):
+        """
+        A log event is redacted without a copy; objects within it are copied.
+        """
+        inner = {"password": "x", "city": "Bonn"}
+        given = {"event": "x", "token": "y", "inner": inner, "none": None}
+        tidied = Redactor().tidy(given)
+
+        assert tidied is given
+        assert "x" == inner["password"]
+        assert {
+            "event": "x",
+            "token": "***",
+            "inner": {"password": "***", "city": "Bonn"},
+            "none": None,
+        } == tidied
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("AKIAIOSFODNN7EXAMPLE", "***AWS_KEY***"),
+            (float("nan"), "NaN"),
+            ({1, 2}, [1, 2]),
+            (4111111111111111, "***CC***"),
+            ("CONFIG_UPDATED", "CONFIG_UPDATED"),
+        ],
+    )
+    def test_what_is_not_is_as_cleaned(self, value, expected):
+        """
+        Whatever the way, the outcome is that of `clean`, also for a form that is known.
+        """
+        redactor = Redactor()
+        redactor.tidy({"event": "x", "value": "known as a text"})
+        redactor.tidy({"event": "x", "value": 7})
+
+        assert {"event": "x", "value": expected} == redactor.tidy(
+            {"event": "x", "value": value}
+        )
+
+
 class TestAnchor:
     """
     Texts of the columns.

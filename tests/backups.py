@@ -59,7 +59,7 @@ class Backup:
         """
         if self._path is None:
             raise TypeError("there is no file to replace")
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
         for suffix in ("-wal", "-shm"):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         if hasattr(self, "_copy"):

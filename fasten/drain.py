@@ -721,10 +721,12 @@ class Drainer:
         self._let_go(batch.rows, result if isinstance(result, list) else [])
 
     def _let_go(self, *lists: list[Any]) -> None:
+        for rows in lists:
+            del rows[-LET_GO_ROWS:]
         while any(lists):
+            self._breathe()
             for rows in lists:
                 del rows[-LET_GO_ROWS:]
-            self._breathe()
 
     def _failed(self, lane: Lane, batch: Batch, fault: Fault) -> bool:
         if fault.kind != "row":

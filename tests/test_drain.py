@@ -172,7 +172,7 @@ class TestDelivery:
 
         assert drainer.wait_for(lambda: source.acked == 2000, 10)
         assert drainer.close(5)
-        assert ([2000], [1500, 1000, 500, 0]) == (shown, turns)
+        assert ([2000], [1500, 1000, 500]) == (shown, turns)
 
     def test_retries_the_same_rows(self, caplog: pytest.LogCaptureFixture) -> None:
         """

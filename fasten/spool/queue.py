@@ -712,8 +712,6 @@ class Spool:
         return True
 
     def _tend(self, now: float) -> None:
-        if self._seen != self._last:
-            self._seen, self._touched_at = self._last, now
         if self._journal is not None and now >= self._look_at:
             self._look_at = now + _LOOK_S
             self._look_after(self._journal)
@@ -760,6 +758,8 @@ class Spool:
         """
         Keep one segment ready while there are rows, none in quiet times.
         """
+        if self._seen != self._last:
+            self._seen, self._touched_at = self._last, now
         quiet = now - self._touched_at if self.depth == 0 else 0.0
         if quiet >= IDLE_S:
             self._give_back()

@@ -215,6 +215,24 @@ class TestPack:
 
 
 class TestQueue:
+    def test_a_row_after_a_long_silence_is_kept(self, tmp_path):
+        """
+        Whoever makes segments ready meanwhile does not take the silence for lasting.
+        """
+        now = [0.0]
+        with opened(tmp_path, clock=lambda: now[0]) as journal:
+            put(journal, 1)
+            drain(journal)
+            journal.maintain()
+            now[0] += 100.0
+            journal.maintain()  # the spare is given back
+            now[0] += 2000.0
+            put(journal, 2)
+            drain(journal)
+            journal.provide()
+
+            assert [2] == [i for b in journal.batches(1, 9) for i, _ in b.rows]
+
     def test_opens_nothing_before_the_first_row(self, tmp_path):
         """
         An idle process costs no file.

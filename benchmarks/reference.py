@@ -50,20 +50,22 @@ def events(number: int, start: int = 0) -> Iterator[dict[str, Any]]:
 _NULL = Path("/dev/null").open("w")  # noqa: SIM115  (as long as the process lives)
 
 
-def structlog_line(*processors: Any) -> Callable[..., Any]:
+STAMPS = (
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso"),
+)
+"""What stands before the renderer in S."""
+
+
+def structlog_line(processors: Sequence[Any] = STAMPS) -> Callable[..., Any]:
     """
     Return S: a bound structlog method that writes one JSON line to /dev/null.
 
-    *processors* stand before its renderer.
+    With other *processors* before its renderer it is a line like S.
     """
     logger = structlog.wrap_logger(
         structlog.WriteLogger(_NULL),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            *processors,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*processors, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.BoundLogger,
     )
     return logger.info

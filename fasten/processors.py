@@ -64,9 +64,7 @@ class Sink:
 
     record: Callable[..., object]
     clean: Callable[[Mapping[str, object]], dict[str, Any]]
-    tidy: Callable[[Mapping[str, object]], dict[str, Any]] = attrs.field(
-        default=attrs.Factory(lambda self: self.clean, takes_self=True)
-    )
+    tidy: Callable[[Mapping[str, object]], dict[str, Any]]
     service_id: str
     source_node_id: str
     tenant_id: str | None = None
@@ -437,12 +435,16 @@ def _with_ids(values: EventDict, record: Any) -> EventDict:
 
 class _Chain(SysTee):
     """
-    Redact, tee and correlate in one: apart, they copy and look at an event twice.
+    Redact, tee, correlate and stamp in one: apart, they look at an event twice.
     """
+
+    def __init__(self, *, is_stamped: bool) -> None:
+        super().__init__(is_redacted=True)
+        self._is_stamped = is_stamped
 
     def __call__(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
         """
-        Do the three for a plain event; others, and failures, take them one by one.
+        Do all of it for a plain event; others, and failures, take it one by one.
         """
         try:
             if (
@@ -461,8 +463,11 @@ class _Chain(SysTee):
                 found = _found(sink)
                 rid = found and found[0]
             name, fields = getattr(logger, "name", None), event_dict.copy()
-            sink.record((_row, rid, sink, sink.clock_ns(), method, name, found, fields))
-        except Exception:  # each of the three counts its own
+            at_ns = sink.clock_ns()
+            sink.record((_row, rid, sink, at_ns, method, name, found, fields))
+            if self._is_stamped:
+                _stamp(method, at_ns, event_dict)
+        except Exception:  # each of the four counts its own
             return self._one_by_one(logger, method, event_dict)
         else:
             return event_dict
@@ -470,17 +475,34 @@ class _Chain(SysTee):
     def _one_by_one(self, logger: Any, method: str, event_dict: EventDict) -> EventDict:
         event_dict = redact(logger, method, event_dict)
         event_dict = super().__call__(logger, method, event_dict)
-        return add_correlation(logger, method, event_dict)
+        event_dict = add_correlation(logger, method, event_dict)
+        if self._is_stamped:
+            try:
+                _stamp(method, _path.sink.clock_ns(), event_dict)
+            except Exception:  # an event of some type of its own
+                _path.failures += 1
+        return event_dict
 
 
-def chain() -> list[Processor]:
+def _stamp(method: str, at_ns: int, event_dict: EventDict) -> None:
+    """
+    Add level and time, as the row has them, to an event that has none.
+    """
+    if "level" not in event_dict:
+        event_dict["level"] = _LEVELS.get(method) or _level(method, event_dict)
+    if "timestamp" not in event_dict:
+        event_dict["timestamp"] = format_timestamp(at_ns // 1000)
+
+
+def chain(*, is_stamped: bool = True) -> list[Processor]:
     """
     Return the processors for `structlog.configure(processors=[*chain(), renderer])`.
 
-    Redaction, a copy of each event into the sys stream, and correlation. They may
+    Redaction, a copy of each event into the sys stream, correlation, and, unless
+    *is_stamped* is off, `level` and `timestamp` where the event has none. They may
     stand there before `init()`.
     """
-    return [_Chain(is_redacted=True)]
+    return [_Chain(is_stamped=is_stamped)]
 
 
 # --- the log object ---------------------------------------------------------------

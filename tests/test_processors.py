@@ -60,6 +60,7 @@ class Engine:
         given_: dict[str, Any] = {
             "record": self.record,
             "clean": Redactor().clean,
+            "tidy": Redactor().tidy,
             "service_id": "svc",
             "source_node_id": "node",
             "clock_ns": lambda: AT_NS,
@@ -550,6 +551,27 @@ class TestChain:
         }
         assert "warning" == engine.row["level"]
 
+    @pytest.mark.parametrize("method", ["warn", "exception"])
+    def test_alone_makes_a_whole_line(self, method: str, engine: Engine) -> None:
+        """
+        Nothing but a renderer has to stand behind it: level and time are the row's.
+        """
+        (step,) = chain()
+        event = step(None, method, {"event": "x", "exc_info": method == "exception"})
+
+        assert (engine.row["level"], AT) == (event["level"], event["timestamp"])
+
+    def test_the_users_own_stamps_stay(self, engine: Engine) -> None:
+        """
+        Level and time are added where there are none, and on request nowhere.
+        """
+        given = {"event": "x", "level": "odd", "timestamp": "now"}
+        (step,) = chain()
+        (bare,) = chain(is_stamped=False)
+
+        assert given.items() <= step(None, "info", given.copy()).items()
+        assert {"level", "timestamp"}.isdisjoint(bare(None, "info", {"event": "x"}))
+
     def test_the_row_is_not_what_is_printed(self, engine: Engine) -> None:
         """
         Processors behind it may change the event; the row stays as it was.
@@ -967,7 +989,8 @@ class TestEarly:
             processors.log.info("early")
             context.set_service("svc")
             processors.bind_sink(processors.Sink(
-                record=rows.append, clean=dict, service_id="svc", source_node_id="n",
+                record=rows.append, clean=dict, tidy=dict,
+                service_id="svc", source_node_id="n",
             ))
             with context.bind("r-1"):
                 pass
@@ -988,7 +1011,7 @@ class TestEarly:
             pid = os.fork()
             processors.bind_sink(processors.Sink(
                 record=lambda row: print(finished(row)["event"], pid > 0, flush=True),
-                clean=dict, service_id="s", source_node_id="n",
+                clean=dict, tidy=dict, service_id="s", source_node_id="n",
             ))
             if pid:
                 os.waitpid(pid, 0)

@@ -22,6 +22,7 @@ from tests.checker import rows_of
 from tests.cli_runs import fasten_on, run, run_program
 from tests.faults.oracle import faults_of, told, verify_code
 from tests.ledger import SEED
+from tests.outside import wait_until
 
 DYING = """
 import os, sys
@@ -203,6 +204,8 @@ class TestRestored:
         backup = Backup(store_dsn)
         with fasten_on(store_dsn, spool_dir="spool", node_id="host-01"):
             fasten.emit("USER_CREATED", "a")
+            # Who closes at once leaves the dead one's rows to the next.
+            wait_until(lambda: len(left) == fasten.stats()["replayed"])
         backup.restore()
         with fasten_on(store_dsn, spool_dir="elsewhere", node_id="host-01"):
             fasten.emit("USER_CREATED", "b")  # knows nothing of what was there

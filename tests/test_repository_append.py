@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tests.stores import Kept
 
-ROWS = 200  # three whole pieces and a part of one
+ROWS = 200  # whole pieces, and a part of one
 MANY = 700
 
 
@@ -67,7 +67,7 @@ def test_row_that_is_refused_leaves_nothing(tmp_path):
     rows = rows_of(kept)
     kept.append("n1", rows[:1])
     kept.sql(
-        "CREATE TRIGGER picky BEFORE INSERT ON audit_log WHEN NEW.monotonic_seq = 150 "
+        "CREATE TRIGGER picky BEFORE INSERT ON audit_log WHEN NEW.monotonic_seq = 180 "
         "BEGIN SELECT RAISE(ABORT, 'no'); END"
     )
     with pytest.raises(sa.exc.IntegrityError):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,22 @@ def kept(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     monkeypatch.setenv("FASTEN_SERVICE_ID", "api-server")
     monkeypatch.setenv("FASTEN_NODE_ID", "host-01")
     monkeypatch.setenv("FASTEN_SPOOL_DIR", str(Path.cwd() / "spool"))
-    _emit_then(store_dsn)
-    with fasten_on(store_dsn):
-        fasten.emit("TRIGGER_FIRED", "now", actor="ann")
+    then = time.time_ns() - 40 * DAY_NS
+    with _unswept(store_dsn, lambda: then) as past:
+        for number in range(3):
+            past.emit("TRIGGER_FIRED", f"t-{number}", actor="ann")
+        past.emit("USER_CREATED", "u-1", actor="ann", detail={"mail": "ann@x"})
+    with _unswept(store_dsn, time.time_ns) as present:
+        present.emit("TRIGGER_FIRED", "now", actor="ann")
     made = Kept(store_dsn)
     yield made
     made.close()
 
 
-def _emit_then(dsn: str) -> None:
+@contextmanager
+def _unswept(dsn: str, clock_ns: Callable[[], int]) -> Iterator[engine.Engine]:
     """
-    Emit rows by a clock of 40 days ago.
+    Run an engine by *clock_ns* that sweeps nothing.
     """
     settings = Settings.from_env(
         {},
@@ -55,15 +61,11 @@ def _emit_then(dsn: str) -> None:
         cwd=Path.cwd(),
     )
     engine.prepare(settings)
-    then = time.time_ns() - 40 * DAY_NS
-    past = engine.Engine(settings, clock_ns=lambda: then)
-    # A sweep by that clock would have the next one wait: it jumped by 40 days.
-    past.delivery.upkeep._sweeping.chore.due = float("inf")
-    for number in range(3):
-        past.emit("TRIGGER_FIRED", f"t-{number}", actor="ann")
-    past.emit("USER_CREATED", "u-1", actor="ann", detail={"mail": "ann@x"})
-    assert past.flush(10)
-    past.close()
+    made = engine.Engine(settings, clock_ns=clock_ns)
+    made.delivery.upkeep._sweeping.chore.due = float("inf")
+    yield made
+    assert made.flush(10)
+    made.close()
 
 
 class TestSweep:
@@ -101,7 +103,7 @@ class TestSweep:
         forced = run("sweep", "--now", **env).stdout
 
         assert "deleted 0" in waiting
-        assert "deleted 1 audit rows: 1 long" in forced
+        assert "deleted 1 audit row: 1 long" in forced
 
     def test_overrides_of_the_page(self, kept):
         """
@@ -124,8 +126,8 @@ class TestSweep:
         dry = run("sweep", "--dry-run", **env).stdout
         done = run("sweep", **env).stdout
 
-        assert "would delete 1 sys rows" in dry
-        assert "deleted 1 sys rows" in done
+        assert "would delete 1 sys row" in dry
+        assert "deleted 1 sys row" in done
         assert [] == log.sql("SELECT event FROM sys_log")
         record = json.loads(kept.details("RETENTION_SWEEP_RAN")[-1])
         assert {"sys": 1} == record["streams"]

@@ -158,8 +158,8 @@ class TestQuarantine:
         done, again = run("drain", "--quarantine"), run("drain", "--quarantine")
 
         assert (0, 0) == (done.exit_code, again.exit_code), done.output
-        assert "stored 1 rows that were in quarantine\n" == done.stdout
-        assert "stored 0 rows that were in quarantine\n" == again.stdout
+        assert "stored 1 row out of quarantine\n" == done.stdout
+        assert "stored 0 rows out of quarantine\n" == again.stdout
         assert [poison[0]] == [i for i in ids_in(store_dsn) if i not in left]
         assert [] == list(folder.glob("*.quarantine"))
 

@@ -61,7 +61,7 @@ class TestVerify:
 
         assert 0 == done.exit_code
         assert verdict.startswith("ok, unanchored: shows accidents")
-        assert "(3 rows, 1 chains)" in verdict
+        assert "(3 rows, 1 chain)" in verdict
         assert ["rows after the last checkpoint: 3"] == [
             line.rpartition(", ")[2] for line in chains
         ]

@@ -21,7 +21,7 @@ from fasten.cli.command import (
 )
 from fasten.cli.filters import output_option
 from fasten.cli.hands import dsn_option, opened
-from fasten.cli.text import json_text, terminal_safe
+from fasten.cli.text import counted, json_text, terminal_safe
 from fasten.custody import Custody
 from fasten.mending import Drained, Returned, give_back
 from fasten.mending import drain as deliver
@@ -111,10 +111,10 @@ def _told(done: Drained) -> dict[str, Any]:
 def _lines(done: Drained) -> Iterator[str]:
     for (service, node, writer), rows in sorted(done.rows.items()):
         place = terminal_safe(f"{service}/{node}")
-        yield f"delivered {rows} rows of {place} (writer {writer[:8]})"
+        yield f"delivered {counted(rows, 'row')} of {place} (writer {writer[:8]})"
     if done.quarantined:
-        yield f"{done.quarantined} rows were refused and are in quarantine"
-    yield f"delivered {sum(done.rows.values())} rows in all"
+        yield f"refused and in quarantine: {counted(done.quarantined, 'row')}"
+    yield f"delivered {counted(sum(done.rows.values()), 'row')} in all"
 
 
 def _returned(done: Returned) -> dict[str, Any]:
@@ -125,4 +125,4 @@ def _returned(done: Returned) -> dict[str, Any]:
 def _lines_returned(done: Returned) -> Iterator[str]:
     for id_, reason in done.refused:
         yield f"still refused: {id_}: {terminal_safe(reason)}"
-    yield f"stored {done.stored} rows that were in quarantine"
+    yield f"stored {counted(done.stored, 'row')} out of quarantine"

@@ -16,7 +16,7 @@ from fasten.chain import COMMITTED_FIELDS
 from fasten.cli.command import FINDING, Command, WrongUsage, say, write
 from fasten.cli.filters import output_option
 from fasten.cli.hands import dsn_option, opened
-from fasten.cli.text import json_text, terminal_safe
+from fasten.cli.text import counted, json_text, terminal_safe
 from fasten.cli.verify import progress_bar
 from fasten.custody import Custody
 from fasten.errors import InvalidAnchor
@@ -142,7 +142,7 @@ def _told(done: Erasing) -> dict[str, Any]:
 def _lines(done: Erasing) -> Iterator[str]:
     classes = ", ".join(f"{n} {name}" for name, n in sorted(done.by_class.items()))
     verb = "would erase" if done.is_dry else "erased"
-    yield f"{verb} {done.rows} rows" + (f": {classes}" if classes else "")
+    yield f"{verb} {counted(done.rows, 'row')}" + (f": {classes}" if classes else "")
     for message, items in (
         ("under a legal hold, left as it is: ", done.held),
         ("its salt is damaged, left as it is: ", done.damaged),

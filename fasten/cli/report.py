@@ -17,7 +17,7 @@ from fasten.cli.command import Command, Group, say, write
 from fasten.cli.filters import output_option, window_options
 from fasten.cli.places import open_source, place_options
 from fasten.cli.source import NoStoreYet, all_rows
-from fasten.cli.text import Row, json_text, sheet, terminal_safe
+from fasten.cli.text import Row, counted, json_text, sheet, terminal_safe
 from fasten.rows import Query
 
 __all__ = ["report"]
@@ -92,7 +92,7 @@ def _added_up(rows: Iterable[Row], by: str) -> _Totals:
         calls, so_far = totals.get(row[by], (0, Decimal()))
         totals[row[by]] = calls + 1, so_far + (Decimal() if found.is_nan() else found)
     if unread:
-        say(f"warning: {unread} rows have a cost_usd that is no amount; taken as 0")
+        say(f"warning: taken as 0, cost_usd is no amount: {counted(unread, 'row')}")
     return totals
 
 

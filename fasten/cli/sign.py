@@ -15,6 +15,7 @@ import click
 from fasten.chain import ed25519_signer
 from fasten.cli.command import Command, Failure, WrongUsage, read_settings, say, write
 from fasten.cli.hands import dsn_option, opened
+from fasten.cli.text import counted
 from fasten.errors import MissingExtra
 
 __all__ = ["checkpoint", "keygen"]
@@ -47,7 +48,7 @@ def checkpoint(*, output: Path | None, dsn: str | None) -> None:
         write([text.removesuffix("\n")])
     else:
         _replace(output, text)
-        say(f"{len(notes)} checkpoints written to {output}")
+        say(f"{counted(len(notes), 'checkpoint')} written to {output}")
 
 
 def _replace(path: Path, text: str) -> None:

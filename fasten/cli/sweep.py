@@ -13,7 +13,7 @@ import click
 from fasten.cli.command import Command, Group, WrongUsage, say, write
 from fasten.cli.filters import output_option
 from fasten.cli.hands import dsn_option, opened
-from fasten.cli.text import json_text, plain, short_time, terminal_safe
+from fasten.cli.text import counted, json_text, plain, short_time, terminal_safe
 from fasten.cli.verify import progress_bar
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ def _told(done: Sweep) -> dict[str, Any]:
 def _lines(done: Sweep) -> Iterator[str]:
     verb = "would delete" if done.is_dry else "deleted"
     classes = ", ".join(f"{n} {name}" for name, n in sorted(done.by_class.items()))
-    yield f"{verb} {done.deleted} audit rows" + (f": {classes}" if classes else "")
+    audit = counted(done.deleted, "audit row")
+    yield f"{verb} {audit}" + (f": {classes}" if classes else "")
     for name, number in done.streams.items():
-        yield f"{verb} {number} {name} rows"
+        yield f"{verb} {counted(number, f'{name} row')}"
     if done.held:
-        yield f"{done.held} chains are stopped by a legal hold"
+        yield f"stopped by a legal hold: {counted(done.held, 'chain')}"
     if done.erased:
-        yield f"erased {done.erased} expired rows behind it"
+        yield f"erased {counted(done.erased, 'expired row')} behind it"
 
 
 # --- holds ----------------------------------------------------------------------------

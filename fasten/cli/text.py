@@ -22,6 +22,7 @@ __all__ = [
     "OUTPUTS",
     "Row",
     "audit_line",
+    "counted",
     "escaped",
     "free_fields",
     "json_text",
@@ -108,6 +109,13 @@ def paint(text: str, style: Mapping[str, Any] | None) -> str:
 
 
 # --- text ---------------------------------------------------------------------------
+
+
+def counted(number: int, noun: str) -> str:
+    """
+    Return `1 row`, `2 rows`.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def short_time(timestamp: object) -> str:

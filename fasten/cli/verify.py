@@ -27,7 +27,7 @@ from fasten.cli.command import (
     write,
 )
 from fasten.cli.filters import output_option
-from fasten.cli.text import json_text, paint, terminal_safe
+from fasten.cli.text import counted, json_text, paint, terminal_safe
 from fasten.errors import MissingExtra
 from fasten.evidence import Report
 from fasten.proof import (
@@ -189,14 +189,15 @@ def _lines(report: Report) -> Iterator[str]:
     verdict = terminal_safe(report.verdict)
     if is_coloured():
         verdict = paint(verdict, {"fg": _STYLES.get(report.status, "red")})
-    yield f"{verdict} ({report.rows} rows, {len(report.chains)} chains)"
+    chains = counted(len(report.chains), "chain")
+    yield f"{verdict} ({counted(report.rows, 'row')}, {chains})"
     for finding in report.findings:
         yield f"  {terminal_safe(finding)}"
     for chain in report.chains:
         yield f"  {terminal_safe(chain)}"
     if report.dropped or report.quarantined:
         yield (
-            f"  on record: {report.dropped} rows dropped, "
+            f"  on record: {counted(report.dropped, 'row')} dropped, "
             f"{report.quarantined} quarantined"
         )
 

@@ -62,7 +62,7 @@ class Store:
         for at in range(0, rows, PER_REQUEST):
             part = [{**e, "code": code or e["code"]} for e in given[at : at + 4]]
             with fasten.bind() as cell:
-                taken += latencies_ns(fasten.emit, part)
+                taken += latencies_ns(fasten, "emit", part)
             self.asked = cell.request_id
         self.size += rows
         return taken

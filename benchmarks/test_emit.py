@@ -24,7 +24,7 @@ from benchmarks.reference import (
     median,
     percentile,
     settle,
-    structlog_line,
+    structlog_logger,
 )
 
 ROUNDS = 7
@@ -54,16 +54,12 @@ def running(**settings: Any) -> Iterator[None]:
 
 
 def rounds(
-    emit: Callable[..., Any],
-    *,
-    bare: bool = False,
-    rate: float = 0.0,
-    calls: int = CALLS,
+    *, bare: bool = False, rate: float = 0.0, calls: int = CALLS
 ) -> Iterator[tuple[list[int], list[int]]]:
     """
     Yield latencies of emit and of S, a round of each in turn.
     """
-    log = structlog_line()
+    log = structlog_logger()
     for number in range(ROUNDS):
         given = list(events(calls, start=number * calls))
         lines = [as_line(event) for event in given]
@@ -71,10 +67,10 @@ def rounds(
             for event in given:
                 del event["detail"]
         settle()
-        ours = latencies_ns(emit, given, rate)
+        ours = latencies_ns(fasten, "emit", given, rate)
         fasten.flush(60)
         settle()
-        yield ours, latencies_ns(log, lines, rate)
+        yield ours, latencies_ns(log, "info", lines, rate)
 
 
 def test_tight_loop(benchmark: Any, figure: Callable[..., None]) -> None:
@@ -82,7 +78,7 @@ def test_tight_loop(benchmark: Any, figure: Callable[..., None]) -> None:
     Row 1: emit in a tight loop, values scanned, journal on.
     """
     with running():
-        for ours, theirs in rounds(fasten.emit):
+        for ours, theirs in rounds():
             figure("1", median(ours) / median(theirs))
         one = next(events(1, start=10**6))
         benchmark.pedantic(fasten.emit, kwargs=one, rounds=200, iterations=1)
@@ -93,7 +89,7 @@ def test_without_detail(benchmark: Any, figure: Callable[..., None]) -> None:
     Row 2: the same without detail, against the same S.
     """
     with running():
-        for ours, theirs in rounds(fasten.emit, bare=True):
+        for ours, theirs in rounds(bare=True):
             figure("2", median(ours) / median(theirs))
         benchmark.pedantic(
             fasten.emit, args=("ORDER_PLACED", "ord-1"), rounds=200, iterations=1
@@ -105,7 +101,7 @@ def test_at_a_steady_rate(benchmark: Any, figure: Callable[..., None]) -> None:
     Rows 3 and 4: emit at 500 a second, median and 99th percentile.
     """
     with running():
-        for ours, theirs in rounds(fasten.emit, rate=500, calls=500):
+        for ours, theirs in rounds(rate=500, calls=500):
             figure("3", median(ours) / median(theirs))
             figure("4", percentile(ours, 0.99) / percentile(theirs, 0.99))
         benchmark.pedantic(
@@ -117,7 +113,7 @@ def test_what_crash_safety_adds(benchmark: Any, figure: Callable[..., None]) -> 
     """
     Row 5: emit with the journal, less emit without it.
     """
-    log = structlog_line()
+    log = structlog_logger()
 
     def measure(**settings: Any) -> list[float]:
         medians = []
@@ -125,13 +121,13 @@ def test_what_crash_safety_adds(benchmark: Any, figure: Callable[..., None]) -> 
             for number in range(ROUNDS):
                 given = list(events(CALLS, start=number * CALLS))
                 settle()
-                medians.append(median(latencies_ns(fasten.emit, given)))
+                medians.append(median(latencies_ns(fasten, "emit", given)))
                 fasten.flush(60)
         return medians
 
     lines = [as_line(event) for event in events(CALLS)]
     with_spool, without = measure(), measure(spool=False)
-    line = median(latencies_ns(log, lines))
+    line = median(latencies_ns(log, "info", lines))
     for one, other in zip(with_spool, without, strict=True):
         figure("5", (one - other) / line)
     benchmark.pedantic(lambda: None, rounds=1)
@@ -196,7 +192,7 @@ def test_four_threads(benchmark: Any, figure: Callable[..., None]) -> None:
     """
     Row 12: four threads' emits a second, against S's rate on one.
     """
-    log = structlog_line()
+    log = structlog_logger()
     with running():
         for number in range(ROUNDS):
             parts = [
@@ -217,6 +213,6 @@ def test_four_threads(benchmark: Any, figure: Callable[..., None]) -> None:
             fasten.flush(60)
             before = time.perf_counter()
             for line in lines:
-                log(**line)
+                log.info(**line)
             figure("12", ours / (CALLS / (time.perf_counter() - before)))
         benchmark.pedantic(lambda: None, rounds=1)

@@ -20,7 +20,7 @@ from benchmarks.reference import (
     latencies_ns,
     median,
     settle,
-    structlog_line,
+    structlog_logger,
 )
 from fasten.shim import http, wsgi
 
@@ -33,13 +33,13 @@ def test_both_middlewares(benchmark: Any, figure: Callable[..., None]) -> None:
     Row 15: ids read or minted in turn, headers of a browser, one api row each.
     """
     fasten.init(service_id="bench", node_id="bench-1", stdout="")
-    log = structlog_line()
+    log = structlog_logger()
     asgi_apps = bare_asgi, http.RequestIDMiddleware(http.APILogger(bare_asgi))
     wsgi_apps = bare_wsgi, wsgi.RequestIDMiddleware(wsgi.APILogger(bare_wsgi))
     for number in range(ROUNDS):
         lines = [as_line(event) for event in events(CALLS, start=number * CALLS)]
         settle()
-        line = median(latencies_ns(log, lines))
+        line = median(latencies_ns(log, "info", lines))
         for serve, apps in ((serve_asgi, asgi_apps), (serve_wsgi, wsgi_apps)):
             settle()
             bare, both = (serve(app, number * CALLS) for app in apps)

@@ -19,7 +19,7 @@ from benchmarks.reference import (
     latencies_ns,
     median,
     settle,
-    structlog_line,
+    structlog_logger,
 )
 from fasten.processors import chain
 
@@ -44,18 +44,18 @@ def test_a_structlog_line_the_chain(
     calls = int(rate) or CALLS
     fasten.init(service_id="bench", node_id="bench-1", stdout="")
     merge = () if row in ("log", "log/s") else (merge_contextvars,)
-    without = structlog_line((*STAMPS, *merge))
-    ours = structlog_line((*(STAMPS if row == "log/behind" else ()), *chain()))
+    without = structlog_logger((*STAMPS, *merge))
+    ours = structlog_logger((*(STAMPS if row == "log/behind" else ()), *chain()))
     with fasten.bind(tenant_id="acme") as context, bound_contextvars(**_keys(context)):
         assert not merge or _added(*STAMPS, *merge) == _added(*chain())
         for number in range(ROUNDS):
             lines = [as_line(e) for e in events(calls, start=number * calls)]
             settle()
-            bare = latencies_ns(without, lines, rate)
+            bare = latencies_ns(without, "info", lines, rate)
             settle()
-            with_chain = latencies_ns(ours, lines, rate)
+            with_chain = latencies_ns(ours, "info", lines, rate)
             figure(row, median(with_chain) / median(bare))
-        benchmark.pedantic(ours, kwargs=lines[0], rounds=200, iterations=1)
+        benchmark.pedantic(ours.info, kwargs=lines[0], rounds=200, iterations=1)
     fasten.close()
 
 

@@ -306,27 +306,32 @@ def add_correlation(_logger: Any, _method: str, event_dict: EventDict) -> EventD
     try:
         if "_record" in event_dict:
             _with_ids(event_dict, event_dict["_record"])
-        _correlate(_path.sink, event_dict.setdefault)
+        _correlate(_path.sink, event_dict)
     except Exception:  # an event of some type of its own
         _path.failures += 1
     return event_dict
 
 
-def _correlate(sink: Sink, put: Callable[[str, Any], Any]) -> None:
-    if not sink.service_id and current() is None:
+# Looked up and set, in two steps: `setdefault` takes half as long again.
+def _correlate(sink: Sink, event_dict: EventDict) -> None:
+    service = sink.service_id
+    if not service and current() is None:
         return  # a sentinel of no service would say nothing
     rid, tenant, trace, span = correlation()
-    put("request_id", rid)
-    if sink.service_id:
-        put("service_id", sink.service_id)
-        put("source_node_id", sink.source_node_id)
+    if "request_id" not in event_dict:
+        event_dict["request_id"] = rid
+    if service:
+        if "service_id" not in event_dict:
+            event_dict["service_id"] = service
+        if "source_node_id" not in event_dict:
+            event_dict["source_node_id"] = sink.source_node_id
         tenant = tenant or sink.tenant_id
-    if tenant is not None:
-        put("tenant_id", tenant)
+    if tenant is not None and "tenant_id" not in event_dict:
+        event_dict["tenant_id"] = tenant
     if trace is not None:
-        put("trace_id", trace)
+        event_dict.setdefault("trace_id", trace)
         if span is not None:
-            put("span_id", span)
+            event_dict.setdefault("span_id", span)
 
 
 def redact(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
@@ -457,7 +462,7 @@ class _Chain(SysTee):
             sink = _path.sink
             # Changed in place, as processors do; the row gets the copy.
             event_dict = sink.tidy(event_dict)
-            _correlate(sink, event_dict.setdefault)
+            _correlate(sink, event_dict)
             rid, found = event_dict.get("request_id"), None
             if not rid:
                 found = _found(sink)

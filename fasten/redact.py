@@ -469,8 +469,11 @@ class Redactor:
                 text = self._join(strings, parts)
                 kinds = text.encode().translate(_KINDS).decode()
                 # A character takes six bytes at most; a key, or a number in its
-                # place, 230.
-                if 6 * len(text) + 230 * sum(map(len, parts)) > self._max_bytes:
+                # place, 230. Most need not be counted.
+                if (
+                    6 * len(text) + 230 * _WIDE * len(parts) > self._max_bytes
+                    and 6 * len(text) + 230 * sum(map(len, parts)) > self._max_bytes
+                ):
                     raise _Unusual
                 if (
                     _RARE not in kinds

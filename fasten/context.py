@@ -55,6 +55,7 @@ __all__ = [
     "failures",
     "identify",
     "inject",
+    "is_async",
     "is_stdout_reserved",
     "is_suppressed",
     "mint_request_id",
@@ -871,7 +872,7 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
     A plain function gets all context variables; of a coroutine function, which runs
     inside somebody's task, only fasten's own are set while it runs.
     """
-    if _is_async(fn):
+    if is_async(fn):
         return cast("Callable[P, R]", _carry_async(cast("Any", fn)))
     frozen = copy_context()
 
@@ -899,7 +900,10 @@ def _carry_async(
     return carried
 
 
-def _is_async(fn: object) -> bool:
+def is_async(fn: object) -> bool:
+    """
+    Tell whether *fn* is a coroutine function, or an object that is called like one.
+    """
     call = getattr(fn, "__call__", None)  # noqa: B004  (its code, not its presence)
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(call)
 

@@ -8,7 +8,6 @@ How a server or framework hands over requests lives in `http`, `wsgi`, `django` 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +21,7 @@ from fasten.context import (
     accept,
     ask,
     current,
+    is_async,
     parse_traceparent,
     resume,
     scope,
@@ -75,7 +75,7 @@ class Asks(NamedTuple):
                     f"{name}={asker!r} cannot be called; give a function of the "
                     f"request, as in {name}=lambda request: ..."
                 )
-            if any(map(inspect.iscoroutinefunction, (asker, type(asker).__call__))):
+            if is_async(asker):
                 raise TypeError(
                     f"{name}={asker!r} is a coroutine function, but rows ask for it "
                     "in the middle of sync code; call fasten.identify() from an async "

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
 import fasten
-from fasten.context import Context, bind, current, resume, scope
+from fasten.context import Context, bind, current, is_async, resume, scope
 from fasten_shims._streams import stepwise, stepwise_async
 
 __all__ = ["Call", "Refused", "tool"]
@@ -258,7 +258,7 @@ class _Tool:
         name = self._name or str(getattr(fn, "__name__", type(fn).__name__))
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             return self._stream(fn, name)
-        if inspect.iscoroutinefunction(fn):
+        if is_async(fn):
 
             @wraps(fn)
             async def call_async(*args: Any, **kwargs: Any) -> Any:

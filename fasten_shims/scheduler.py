@@ -7,7 +7,6 @@ A job has no caller to take an id from, so each run gets `scheduler-<run_id>`.
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from time import perf_counter
 from typing import Any, TypeVar, overload
 
 import fasten
-from fasten.context import Context, scope
+from fasten.context import Context, is_async, scope
 
 __all__ = ["instrument"]
 
@@ -50,7 +49,7 @@ def instrument(
 
 def _instrumented(fn: F, code: str | None, target: str | None) -> F:
     name = target or str(getattr(fn, "__qualname__", type(fn).__name__))
-    if inspect.iscoroutinefunction(fn):
+    if is_async(fn):
 
         @wraps(fn)
         async def run_async(*args: Any, **kwargs: Any) -> Any:

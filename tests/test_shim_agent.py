@@ -192,6 +192,22 @@ def test_streams(fasten_trail, kind, error, most, outcome, reason):
     }
 
 
+def test_objects_that_are_awaited(fasten_trail):
+    """
+    An object whose call is a coroutine function is a call until that has ended.
+    """
+
+    class Search:
+        async def __call__(self, words):
+            await asyncio.sleep(0)
+            raise Refused("no")
+
+    with pytest.raises(Refused):
+        asyncio.run(tool("search")(Search())("x"))
+
+    assert "denied" == fasten_trail.assert_emitted("TOOL_CALLED")["outcome"]
+
+
 def test_a_generators_result(fasten_trail):
     """
     What a generator returns is still what it returns.

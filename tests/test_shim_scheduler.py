@@ -55,6 +55,22 @@ def test_async_jobs(fasten_trail):
     assert fasten_trail.assert_correlated().startswith("scheduler-")
 
 
+def test_objects_that_are_awaited(fasten_trail):
+    """
+    An object whose call is a coroutine function runs to its end before the row is made.
+    """
+
+    class Job:
+        async def __call__(self):
+            await asyncio.sleep(0)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(instrument(Job(), code="JOB_COMPLETED")())
+
+    assert "failure" == fasten_trail.audit[-1]["outcome"]
+
+
 def test_recorded_runs(fasten_trail):
     """
     With a code, start, success and failure are rows, with the duration.

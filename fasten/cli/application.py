@@ -25,6 +25,7 @@ import click
 
 from fasten import engine
 from fasten.cli.command import Failure, WrongUsage
+from fasten.context import is_async
 from fasten.engine import Engine
 from fasten.settings import Settings
 
@@ -96,7 +97,7 @@ class Application:
         """
         Send the application one GET request, in process.
         """
-        ask = _ask_asgi if _is_asgi(self.app) else _ask_wsgi
+        ask = _ask_asgi if is_async(self.app) else _ask_wsgi
         with self._stood_in():
             if self.running is not None:
                 engine.install(self.running)
@@ -165,12 +166,6 @@ def _imported(spec: str) -> Any:
 
 def _usual_name(module: object) -> str:
     return next((n for n in ("app", "application") if hasattr(module, n)), "")
-
-
-def _is_asgi(app: object) -> bool:
-    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(
-        getattr(app, "__call__", None)  # noqa: B004  (the method itself is looked at)
-    )
 
 
 # --- asking ---------------------------------------------------------------------------

@@ -7,7 +7,6 @@ Which rows a principal gets is enforced where rows are read, by `Query.scope`.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
@@ -17,6 +16,7 @@ from typing import Final
 import attrs
 
 from fasten import engine
+from fasten.context import is_async
 from fasten.engine import Engine
 from fasten.rows import ALL_TENANTS, Everyone
 from fasten.settings import Settings
@@ -249,8 +249,7 @@ def _check_callable(auth: object) -> None:
             f"auth= is a {type(auth).__name__}; give fasten.reader.bearer({{...}}), a "
             'function of the headers that returns a Principal or None, or "none"'
         )
-    call = getattr(auth, "__call__", None)  # noqa: B004  (its code, not its presence)
-    if inspect.iscoroutinefunction(auth) or inspect.iscoroutinefunction(call):
+    if is_async(auth):
         raise TypeError(
             "auth= is a coroutine function, but the reader asks it in a thread; "
             "give a plain function"

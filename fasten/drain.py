@@ -586,10 +586,19 @@ class Drainer:
         if not any(lane.has_work for lane in self.lanes):
             return
         with self._suppress():
-            while self._clock() < deadline:
-                if not self._serve_all():
-                    self._take_leave()
-                    return
+            worked = True
+            while worked:
+                worked = False
+                for lane in self.lanes:
+                    # Unlike the thread, the caller cannot be left behind in a call.
+                    if self._is_store_away() or self._clock() >= deadline:
+                        return
+                    worked = self._serve(lane) or worked
+            self._take_leave()
+
+    def _is_store_away(self) -> bool:
+        faults = [lane.fault for lane in self.lanes if lane.fault is not None]
+        return any(fault.kind == "transient" for fault in faults)
 
     def after_fork_in_child(self) -> None:
         """
@@ -625,6 +634,9 @@ class Drainer:
     def _loop(self) -> None:
         busy_at, is_idle = self._clock(), False
         while True:
+            # The last round is one that began after close(): a chore may have taken
+            # long, and whoever closes would have to try what has come meanwhile.
+            is_last = self._is_closing
             worked = self._serve_all()
             self._safely(self._turn)
             # What a chore has opened is closed again behind it in quiet times.
@@ -632,11 +644,13 @@ class Drainer:
             now = self._clock()
             if worked:
                 busy_at = now
-            elif self._is_closing:
+            elif is_last:
                 self._take_leave()
                 # Whoever closes may have stopped waiting: what is open is ours.
                 self._safely(self._idle)
                 return
+            elif self._is_closing:
+                continue
             elif not is_idle and now - busy_at >= self._idle_s:
                 self._safely(self._idle)
                 is_idle = True

@@ -367,6 +367,44 @@ class TestLife:
         assert not drainer.close(5)
         assert 0 == source.acked
 
+    def test_close_leaves_late_rows_to_the_thread(self) -> None:
+        """
+        What comes while a chore holds the thread up is tried by it: it can be left
+        behind in a call, which the caller cannot.
+        """
+        source, store, by = Waiting(), Store(), list[threading.Thread]()
+        lane = lane_of(source, store)
+        drainer = Drainer([lane])
+        begun = threading.Event()
+
+        def deliver(batch: Any) -> None:
+            by.append(threading.current_thread())
+            store.deliver(batch)
+
+        def chore() -> None:
+            begun.set()
+            wait_until(lambda: drainer._is_closing)
+            source.rows = [(1, "late")]
+
+        lane.deliver = deliver
+        drainer.every(60, chore)
+        drainer.start()
+        begun.wait(5)
+
+        assert drainer.close(5)
+        assert ["late"] == store.rows
+        assert threading.current_thread() not in by
+
+    def test_close_asks_a_store_that_is_away_once(self) -> None:
+        """
+        Where no thread runs, the lanes of one store do not each wait for it.
+        """
+        stores = Store(DOWN), Store(DOWN)
+        lanes = [lane_of(Waiting("a"), store) for store in stores]
+
+        assert not Drainer(lanes).close(5)
+        assert [True, False] == [s.asked.acquire(blocking=False) for s in stores]
+
     def test_runs_chores(self) -> None:
         """
         A chore runs in the thread, on its interval.

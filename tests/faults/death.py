@@ -32,7 +32,7 @@ from tests.outside import ROOT, wait_until
 
 __all__ = ["ENDS", "EXPERIMENTS", "KINDS", "die", "kill_at_random", "kill_at_steps"]
 
-THREADS: Final = 4
+THREADS: Final = 8
 KINDS: Final = ("plain", "signals", "del", "logging")
 """Where rows come from: threads, and a signal handler, `__del__`, a logging handler."""
 
@@ -49,7 +49,7 @@ def kill_at_random(
     grounds: Grounds, *, store: str, trials: int = 1000, kinds: Sequence[str] = KINDS
 ) -> Outcome:
     """
-    Kill *trials* victims with 4 emitting threads each; let an heir deliver the rest.
+    Kill *trials* victims with 8 emitting threads each; let an heir deliver the rest.
 
     *kinds* of KINDS take turns.
     """

@@ -68,11 +68,11 @@ def _keys(context: Any) -> dict[str, str]:
     }
 
 
-def _added(*processors: Any) -> set[str]:
+def _added(*processors: Any) -> dict[str, Any]:
     """
-    Return what *processors* add to an event.
+    Return what *processors* add to an event: of its time, that it is there.
     """
     event: Any = {}
     for processor in processors:
         event = processor(None, "info", event)
-    return set(event)
+    return {**event, "timestamp": bool(event["timestamp"])}

@@ -491,7 +491,7 @@ class _Chain(SysTee):
 
 def _stamp(method: str, at_ns: int, event_dict: EventDict) -> None:
     """
-    Add level and time, as the row has them, to an event that has none.
+    Add level and time to an event that has none.
     """
     if "level" not in event_dict:
         event_dict["level"] = _LEVELS.get(method) or _level(method, event_dict)

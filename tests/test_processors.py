@@ -554,7 +554,7 @@ class TestChain:
     @pytest.mark.parametrize("method", ["warn", "exception"])
     def test_alone_makes_a_whole_line(self, method: str, engine: Engine) -> None:
         """
-        Nothing but a renderer has to stand behind it: level and time are the row's.
+        Nothing but a renderer has to stand behind it: level and time are there.
         """
         (step,) = chain()
         event = step(None, method, {"event": "x", "exc_info": method == "exception"})
